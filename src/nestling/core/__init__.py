@@ -1,0 +1,36 @@
+"""The nest itself in NumPy: dims, prefixes, codes, similarity, top-k, fingerprints."""
+
+from nestling.core.checks import BadRowPolicy, check_rows, check_unique_ids, find_bad_rows
+from nestling.core.codes import Dtype, Int8Codec, bytes_per_vector, pack_signs, unpack_signs
+from nestling.core.dims import check_dim, check_dims, check_nesting_dims, default_nesting_dims
+from nestling.core.fingerprint import Fingerprint, Space, check_same_space
+from nestling.core.prefix import normalize, prefix_norms, take_prefix
+from nestling.core.similarity import cosine_scores, nested_pair_cosines, rescore
+from nestling.core.topk import TopK, top_k
+
+__all__ = [
+    "BadRowPolicy",
+    "Dtype",
+    "Fingerprint",
+    "Int8Codec",
+    "Space",
+    "TopK",
+    "bytes_per_vector",
+    "check_dim",
+    "check_dims",
+    "check_nesting_dims",
+    "check_rows",
+    "check_same_space",
+    "check_unique_ids",
+    "cosine_scores",
+    "default_nesting_dims",
+    "find_bad_rows",
+    "nested_pair_cosines",
+    "normalize",
+    "pack_signs",
+    "prefix_norms",
+    "rescore",
+    "take_prefix",
+    "top_k",
+    "unpack_signs",
+]

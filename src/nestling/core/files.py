@@ -1,0 +1,83 @@
+"""Write a file whole or not at all."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nestling.errors import FormatError, WriteError
+
+
+@contextmanager
+def naming_write_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to write below `path` into a `WriteError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        advice = {
+            errno.ENOSPC: "the disk is full. Free some space and run the same command again",
+            errno.EDQUOT: "the quota is used up. Free some space and run the same command again",
+            errno.EACCES: "permission denied. Name a folder you may write to",
+            errno.EPERM: "permission denied. Name a folder you may write to",
+            errno.EROFS: "the file system is read-only. Name a folder you may write to",
+        }.get(error.errno or 0)
+        if advice is None:
+            raise
+        raise WriteError(f"cannot write {path}: {advice}.") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name, flush it to the disk, and rename it to `path`.
+
+    A reader sees the old file or the new one, never a part. Parent folders are made.
+
+    Raises:
+        WriteError: If the folder cannot be written or the disk is full; `path` is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with naming_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as JSON, whole or not at all; NaN and infinity are refused, as JSON has neither."""
+    write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FormatError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FormatError(f"no file {path}. Check the path.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(
+            f"{path} is not a JSON file: {error}. Make it again with the command that wrote it."
+        ) from error

@@ -1,0 +1,13 @@
+"""How long work reports where it stands, without knowing about terminals."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with a label, the units done so far and the units in all; `done == total` ends it."""
+
+    def __call__(self, label: str, done: int, total: int) -> None: ...
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """Report nothing."""

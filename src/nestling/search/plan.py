@@ -1,0 +1,135 @@
+"""A funnel and the evidence that chose it: plain data in a JSON file."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from nestling.core import Dtype, Space, check_dim
+from nestling.core.files import read_json, write_json
+from nestling.errors import DimensionError, FormatError
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of a query.
+
+    Attributes:
+        dim: Prefix width that is scored.
+        dtype: Number format of the corpus side.
+        shortlist_size: Candidates handed to the next stage; None on the last stage, which returns
+            the caller's `top_k`.
+    """
+
+    dim: int
+    dtype: Dtype
+    shortlist_size: int | None = None
+
+    def describe(self) -> str:
+        """Return the stage in words, e.g. "64-d int8, keep 100"."""
+        kept = "" if self.shortlist_size is None else f", keep {self.shortlist_size}"
+        return f"{self.dim}-d {self.dtype}{kept}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A chain of stages; the first scans the head tier, each later one re-scores a shortlist.
+
+    Attributes:
+        stages: At least one. Widths never shrink along the chain, and shortlists never grow.
+        embed_dim: Full width of the vectors the plan is for.
+        space: The space the evidence was measured in, or None for a plan written by hand.
+        evidence: Verdict and numbers behind the choice, as `choose` wrote them; empty if by hand.
+    """
+
+    stages: tuple[Stage, ...]
+    embed_dim: int
+    space: Space | None
+    evidence: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise FormatError("`stages` of a plan must hold at least one stage, got none.")
+        for stage in self.stages:
+            check_dim(stage.dim, self.embed_dim)
+        dims = [stage.dim for stage in self.stages]
+        if dims != sorted(dims):
+            raise DimensionError(
+                f"`stages` must not get narrower along the chain, got widths {dims}."
+            )
+        sizes = [stage.shortlist_size for stage in self.stages]
+        if sizes[-1] is not None or None in sizes[:-1]:
+            raise FormatError(
+                f"every stage but the last needs a `shortlist_size`, and the last has none, got {sizes}."
+            )
+        kept = [size for size in sizes if size is not None]
+        if any(size < 1 for size in kept) or kept != sorted(kept, reverse=True):
+            raise FormatError(
+                f"`shortlist_size` must be at least 1 and never grow along the chain, got {kept}."
+            )
+
+    @property
+    def head(self) -> Stage:
+        """The stage that scans every document."""
+        return self.stages[0]
+
+    def describe(self) -> str:
+        """Return the funnel in words, e.g. "64-d int8, keep 100 -> 256-d float32"."""
+        return " -> ".join(stage.describe() for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that `from_json` reads back."""
+        return {
+            "plan_version": PLAN_VERSION,
+            "embed_dim": self.embed_dim,
+            "stages": [asdict(stage) for stage in self.stages],
+            "space": None if self.space is None else asdict(self.space),
+            "evidence": dict(self.evidence),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FormatError: If a field is missing, or the version is newer than this one.
+        """
+        try:
+            if data["plan_version"] > PLAN_VERSION:
+                raise FormatError(
+                    f"`plan_version` {data['plan_version']} is newer than {PLAN_VERSION}, the newest that "
+                    f"this nestling reads. Upgrade nestling."
+                )
+            stages = tuple(
+                Stage(
+                    dim=stage["dim"],
+                    dtype=Dtype(stage["dtype"]),
+                    shortlist_size=stage["shortlist_size"],
+                )
+                for stage in data["stages"]
+            )
+            space = None if data["space"] is None else Space(**data["space"])
+            return cls(
+                stages=stages, embed_dim=data["embed_dim"], space=space, evidence=data["evidence"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, FormatError | DimensionError):
+                raise
+            raise FormatError(
+                f"not a plan file: {error!r}. Write one with `nestling choose results.json --out plan.json`."
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write the plan file, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a plan file.
+
+        Raises:
+            FormatError: If the file is not a plan this version reads.
+        """
+        return cls.from_json(read_json(path))
