@@ -6,7 +6,8 @@ from typing import Protocol
 class Progress(Protocol):
     """Called with a label, the units done so far and the units in all; `done == total` ends it."""
 
-    def __call__(self, label: str, done: int, total: int) -> None: ...
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """Report one step."""
 
 
 def silent(label: str, done: int, total: int) -> None:
