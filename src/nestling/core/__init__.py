@@ -4,6 +4,7 @@ from nestling.core.checks import BadRowPolicy, check_rows, check_unique_ids, fin
 from nestling.core.codes import Dtype, Int8Codec, bytes_per_vector, pack_signs, unpack_signs
 from nestling.core.dims import check_dim, check_dims, check_nesting_dims, default_nesting_dims
 from nestling.core.fingerprint import Fingerprint, Space, check_same_space
+from nestling.core.nested_top_k import NestedTopK, View, nested_top_k
 from nestling.core.prefix import normalize, prefix_norms, take_prefix
 from nestling.core.similarity import cosine_scores, nested_pair_cosines, rescore
 from nestling.core.topk import TopK, top_k
@@ -13,8 +14,10 @@ __all__ = [
     "Dtype",
     "Fingerprint",
     "Int8Codec",
+    "NestedTopK",
     "Space",
     "TopK",
+    "View",
     "bytes_per_vector",
     "check_dim",
     "check_dims",
@@ -26,6 +29,7 @@ __all__ = [
     "default_nesting_dims",
     "find_bad_rows",
     "nested_pair_cosines",
+    "nested_top_k",
     "normalize",
     "pack_signs",
     "prefix_norms",

@@ -7,7 +7,6 @@ codes; sign bits need none, since all sign vectors of one width are equally long
 """
 
 from enum import StrEnum
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
@@ -56,7 +55,7 @@ class Int8Codec:
         self.scale = scale.astype(np.float32)
 
     @classmethod
-    def calibrate(cls, sample: Float[np.ndarray, "rows dim"]) -> Self:
+    def calibrate(cls, sample: Float[np.ndarray, "rows dim"]) -> "Int8Codec":
         """Fit the scale so that the largest magnitude of each dimension in `sample` gets code 127.
 
         A dimension that is zero throughout gets the scale 1.

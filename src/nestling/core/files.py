@@ -25,6 +25,9 @@ def naming_write_errors(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied. Name a folder you may write to",
             errno.EPERM: "permission denied. Name a folder you may write to",
             errno.EROFS: "the file system is read-only. Name a folder you may write to",
+            errno.EFBIG: "the file would be larger than the limit of this process. Raise `ulimit -f`",
+            errno.ENOTDIR: "a file is where a folder should be. Name another folder",
+            errno.EEXIST: "a file is where a folder should be. Name another folder",
         }.get(error.errno or 0)
         if advice is None:
             raise

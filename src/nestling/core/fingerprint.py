@@ -1,7 +1,7 @@
 """What made a vector, and which vectors may be compared with it."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from nestling.errors import FingerprintError, FormatError
 
@@ -46,7 +46,7 @@ class Fingerprint:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: dict[str, Any]) -> "Fingerprint":
         """Read what `to_json` wrote.
 
         Raises:

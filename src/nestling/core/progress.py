@@ -1,8 +1,9 @@
 """How long work reports where it stands, without knowing about terminals."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called with a label, the units done so far and the units in all; `done == total` ends it."""
 

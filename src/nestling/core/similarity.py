@@ -55,18 +55,18 @@ def rescore(
 
     Args:
         queries: Float32 rows.
-        corpus: Float32 rows, may be memory-mapped; only shortlisted rows are read.
+        corpus: Float32 or float16 rows, may be memory-mapped; only shortlisted rows are read.
         shortlist: Row numbers; -1 marks an empty place and scores minus infinity.
         dim: Width of the re-score.
     """
     query_prefixes = take_prefix(queries, dim, renormalize=True)
     scores = np.empty(shortlist.shape, dtype=np.float32)
-    # One chunk of gathered rows stays near 32 MB whatever the shortlist and the width.
-    step = max(1, (8 << 20) // max(1, shortlist.shape[1] * dim))
+    # One chunk of gathered rows stays near 4 MB, in the cache, whatever the shortlist and the width.
+    step = max(1, (1 << 20) // max(1, shortlist.shape[1] * dim))
     for start in range(0, len(queries), step):
         rows = shortlist[start : start + step]
-        gathered = np.asarray(corpus[rows.ravel(), :dim]).reshape(*rows.shape, dim)
-        norms = np.linalg.norm(gathered, axis=-1)
+        gathered = np.asarray(corpus[rows.ravel(), :dim], np.float32).reshape(*rows.shape, dim)
+        norms = np.sqrt(np.einsum("qkd,qkd->qk", gathered, gathered))
         dots = np.einsum("qd,qkd->qk", query_prefixes[start : start + step], gathered)
         scores[start : start + step] = dots / np.where(norms == 0.0, 1.0, norms)
     scores[shortlist < 0] = -np.inf

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-Images = UInt8[np.ndarray, "images height width"]
+# The underscore: train and test images of one task need not be equally many.
+Images = UInt8[np.ndarray, "_images height width"]
 Inputs = Sequence[str] | Images
 """What an encoder takes: texts, or grey images with values 0 to 255."""
 
@@ -48,6 +49,10 @@ class Corpus:
         for doc_id, text in zip(self.doc_ids, self.texts, strict=True):
             digest.update(f"{len(doc_id)}:{doc_id}{len(text)}:{text}".encode())
         return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Return size and hash in words: every run shows them."""
+        return f"{len(self):,} documents, corpus_hash {self.corpus_hash}"
 
 
 @dataclass(frozen=True, kw_only=True)

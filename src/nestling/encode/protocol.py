@@ -1,7 +1,7 @@
 """The seam between texts or images and vectors."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,6 +13,7 @@ Role = Literal["query", "document"]
 """Many models put another prompt before a query than before a document."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Anything that turns inputs into full-width embeddings; no inheritance needed.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from nestling.core import Dtype, Space, check_dim
 from nestling.core.files import read_json, write_json
@@ -90,7 +90,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, data: Any) -> "Plan":
         """Read what `to_json` wrote.
 
         Raises:
@@ -126,7 +126,7 @@ class Plan:
         write_json(path, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Plan":
         """Read a plan file.
 
         Raises:

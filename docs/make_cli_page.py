@@ -1,0 +1,38 @@
+"""Write docs/cli.md from `--help`; the test suite checks that the page is up to date."""
+
+import sys
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+from nestling.cli import main
+from nestling.cli.app import VERBS
+
+PAGE = Path(__file__).parent / "cli.md"
+
+
+def cli_page() -> str:
+    """Return the page: the help of the command and of every verb."""
+    parts = [
+        "# The command line\n\nWritten by `make docs` from `nestling --help`; do not edit.\n",
+        _section(main, []),
+        *(_section(main, [verb]) for verb in VERBS),
+    ]
+    return "\n".join(parts)
+
+
+def _section(command: click.Command, verb: list[str]) -> str:
+    result = CliRunner().invoke(
+        command, [*verb, "--help"], prog_name="nestling", terminal_width=100
+    )
+    if result.exit_code != 0:
+        raise SystemExit(result.output)
+    # click pads its columns; trailing blanks would not survive an editor.
+    text = "\n".join(line.rstrip() for line in result.output.splitlines())
+    return f"## {' '.join(['nestling', *verb])}\n\n```text\n{text}\n```\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(cli_page())
+    sys.stdout.write(f"wrote {PAGE}\n")

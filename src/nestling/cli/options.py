@@ -1,0 +1,111 @@
+"""Options that several verbs share, each said once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from nestling.core import Dtype
+
+DEBUG_KEY = "nestling.debug"
+"""Where --debug is kept for the whole call, whichever verb it was given to."""
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class IntList(click.ParamType[tuple[int, ...]]):
+    """Whole numbers, comma-separated."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse "8,16,32"."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(
+                f"needs whole numbers separated by commas, like 8,16,32, got {value!r}.", param, ctx
+            )
+
+
+class DtypeList(click.ParamType[tuple[Dtype, ...]]):
+    """Number formats, comma-separated."""
+
+    name = "DTYPE,..."
+
+    def convert(
+        self,
+        value: str | tuple[Dtype, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[Dtype, ...]:
+        """Parse "float32,int8"."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(Dtype(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"knows {', '.join(Dtype)}, got {value!r}.", param, ctx)
+
+
+class OutputPath(click.Path):
+    """A path to write to."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
+def model_option(*, required: bool) -> Decorator:
+    """The model to encode with."""
+    return click.option(
+        "--model",
+        required=required,
+        metavar="MODEL",
+        help="static:wordllama | st:PATH_OR_HUB_ID | openai:NAME | onnx:DIR | vectors:FILE",
+    )
+
+
+def encoder_options(function: Callable[..., None]) -> Callable[..., None]:
+    """What some encoders need to know besides their name."""
+    function = click.option(
+        "--base-url",
+        metavar="URL",
+        help="Endpoint for openai: models; the key comes from OPENAI_API_KEY.",
+    )(function)
+    return click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Read at most N tokens of a text.  [default: the model's own limit]",
+    )(function)
+
+
+bad_rows_option = click.option(
+    "--bad-rows",
+    type=click.Choice(["error", "drop"]),
+    default="error",
+    show_default=True,
+    help="Vectors that are zero, NaN or infinite: refuse them by name, or leave them out.",
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
+)
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG_KEY] = value
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_remember_debug,
+    help="Show a traceback on errors.",
+)

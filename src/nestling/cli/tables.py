@@ -1,0 +1,72 @@
+"""Results and decisions as terminal tables."""
+
+from itertools import groupby
+
+from rich.table import Table
+
+from nestling.cli.terminal import sparkline
+from nestling.measure import Decision, Results, Row
+
+
+def results_table(results: Results) -> Table:
+    """Return the main metric by width: one line per family and number format, one column per width."""
+    rows = sorted(
+        (row for row in results.rows if row.metric == results.main_metric),
+        key=lambda row: (row.family, row.dtype, row.dim),
+    )
+    dims = sorted({row.dim for row in rows})
+    table = Table(title=f"{results.main_metric} by width, {rows[0].model} on {rows[0].task}")
+    table.add_column("family")
+    table.add_column("dtype")
+    for dim in dims:
+        table.add_column(str(dim), justify="right")
+    table.add_column("curve")
+    for (family, dtype), group in groupby(rows, key=lambda row: (row.family, row.dtype)):
+        by_dim = {row.dim: row for row in group}
+        cells = [f"{by_dim[dim].value:.4f}" if dim in by_dim else "" for dim in dims]
+        curve = sparkline([row.value for row in by_dim.values()])
+        table.add_row(_family_label(family, by_dim[max(by_dim)]), str(dtype), *cells, curve)
+    return table
+
+
+def steps_table(decision: Decision, *, embed_dim: int) -> Table:
+    """Return every candidate that was tested, in the order of testing."""
+    unit = "%" if decision.is_relative else " points"
+    table = Table(
+        title=f"tested on {decision.num_queries:,} queries, widest first, until one fails"
+    )
+    for name in (
+        "family",
+        "dims",
+        "dtype",
+        "bytes",
+        "smaller",
+        decision.metric,
+        "kept",
+        "loss bound",
+        "",
+    ):
+        table.add_column(name, justify="left" if name in ("family", "dtype", "") else "right")
+    for step in decision.steps:
+        kept = "" if step.kept is None else f"{step.kept:.1%}"
+        verdict = "certified" if step.passed else _missing(step.queries_needed)
+        table.add_row(
+            step.family,
+            str(step.dim),
+            str(step.dtype),
+            f"{step.bytes_per_vector:,}",
+            f"{4 * embed_dim / step.bytes_per_vector:.1f}x",
+            f"{step.value:.4f}",
+            kept,
+            f"{100 * step.loss_bound:.2f}{unit}",
+            verdict,
+        )
+    return table
+
+
+def _missing(queries_needed: int | None) -> str:
+    return "loss too large" if queries_needed is None else f"needs about {queries_needed:,} queries"
+
+
+def _family_label(family: str, row: Row) -> str:
+    return family if row.shortlist_size is None else f"{family} (top {row.shortlist_size} reranked)"

@@ -1,0 +1,100 @@
+"""What a person sees: progress on stderr, tables and sparklines on stdout."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from nestling.core.progress import Progress
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def talk(message: str) -> None:
+    """Say something beside the result, on stderr."""
+    click.echo(message, err=True)
+
+
+def print_json(data: Any) -> None:
+    """Print the result as one JSON document on stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, as wide as it needs to be when nobody looks."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw values as one line of blocks, the lowest value lowest; "" for none."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        SPARKS[round((value - low) * scale)] if math.isfinite(value) else " " for value in values
+    )
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Show a bar with an ETA per label on a terminal; elsewhere one line when a label is done."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _rich_bars(console) as bars:
+            yield bars
+    else:
+        yield _LineProgress()
+
+
+@contextmanager
+def _rich_bars(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console) as rich_progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = rich_progress.add_task(label, total=total)
+            rich_progress.update(tasks[label], completed=done, total=total)
+
+        yield report
+
+
+class _LineProgress:
+    """One line per label, when it is done: logs stay short."""
+
+    def __init__(self) -> None:
+        self._started_s: dict[str, float] = {}
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        started_s = self._started_s.setdefault(label, time.perf_counter())
+        if done >= total:
+            talk(f"{label}: {total:,} in {time.perf_counter() - started_s:.1f} s")
+            del self._started_s[label]

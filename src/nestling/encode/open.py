@@ -1,0 +1,53 @@
+"""A model URI becomes an encoder."""
+
+import importlib
+from typing import Any
+
+from nestling.encode.protocol import Encoder
+from nestling.errors import EncoderError
+
+ENCODERS = {
+    "static": ("nestling.encode.static", "StaticEncoder"),
+    "st": ("nestling.encode.st", "SentenceTransformersEncoder"),
+    "openai": ("nestling.encode.openai", "OpenAIEncoder"),
+    "onnx": ("nestling.encode.onnx", "OnnxEncoder"),
+    "vectors": ("nestling.encode.vectors", "VectorsEncoder"),
+}
+"""Scheme of a model URI -> module and class. A new encoder is one file and one line here."""
+
+
+def open_encoder(
+    uri: str, *, base_url: str | None = None, max_tokens: int | None = None
+) -> Encoder:
+    """Open the encoder that a model URI names; only its own module is imported.
+
+    Args:
+        uri: `static:wordllama`, `st:<path or hub id>`, `openai:<model>`, `onnx:<dir>`, or
+            `vectors:<file or folder>`.
+        base_url: Root of an OpenAI-compatible API, for `openai:` only.
+        max_tokens: Read at most this many tokens of a text, special tokens included; by default
+            the model's own limit.
+
+    Raises:
+        EncoderError: If the scheme is unknown, an argument does not fit it, or the model does not
+            open.
+        MissingExtraError: If the encoder needs a package that is not installed.
+    """
+    scheme, separator, name = uri.partition(":")
+    if not separator or not name or scheme not in ENCODERS:
+        allowed = ", ".join(f"{known}:..." for known in ENCODERS)
+        raise EncoderError(f"`model` must be one of {allowed}, got {uri!r}. E.g. static:wordllama.")
+    if base_url is not None and scheme != "openai":
+        raise EncoderError(
+            f"`base_url` belongs to openai: models, got it with {uri!r}. Leave it out."
+        )
+    if max_tokens is not None and max_tokens < 1:
+        raise EncoderError(
+            f"`max_tokens` must be at least 1, got {max_tokens}. Leave it out for the model's own limit."
+        )
+    options: dict[str, Any] = {"max_tokens": max_tokens}
+    if base_url is not None:
+        options["base_url"] = base_url
+    module, class_name = ENCODERS[scheme]
+    encoder: Encoder = getattr(importlib.import_module(module), class_name)(name, **options)
+    return encoder

@@ -1,0 +1,186 @@
+"""What the sections of the page hold, computed before the template lays them out."""
+
+import json
+import shlex
+from dataclasses import dataclass
+
+import numpy as np
+
+from nestling.measure.decision import Decision
+from nestling.measure.report.focus import Focus, find_point
+from nestling.measure.report.labels import flatten, metric_label
+from nestling.measure.report.wording import floor_warning
+from nestling.measure.results import Results, per_query_array
+
+NUM_WORST_QUERIES = 20
+_HAVE_DOCUMENTS = ("builtin", "beir:", "self:")
+"""Beginnings of the tasks whose documents an index can be built from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caution:
+    """Something to know before acting; `anchor` names the table row to look at, if any."""
+
+    title: str
+    text: str
+    anchor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstQuery:
+    """A query that a cut answers worse than the full width does."""
+
+    query_id: str
+    full_value: float
+    cut_value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstQueries:
+    """How one cut does query by query.
+
+    Attributes:
+        cut: The cut in words.
+        is_chosen: False if nothing was chosen and the first candidate tested stands in.
+        worst: At most 20, largest loss first.
+        num_worse: Queries the cut answers worse than the full width.
+        num_equal: Queries it answers equally well.
+        num_better: Queries it answers better.
+    """
+
+    cut: str
+    is_chosen: bool
+    worst: tuple[WorstQuery, ...]
+    num_worse: int
+    num_equal: int
+    num_better: int
+
+
+def cautions(results: Results, decision: Decision | None, focus: Focus) -> list[Caution]:
+    """Return what people should know before they act."""
+    found = []
+    if results.looks_nested is False:
+        found.append(_not_nested(focus))
+    floor = None if decision is None else floor_warning(decision)
+    if floor is not None:
+        found.append(Caution(title="The tolerance is finer than the evidence can be", text=floor))
+    if decision is None and not focus.has_per_query:
+        found.append(
+            Caution(
+                title="No certificate is possible with this metric",
+                text=f"{metric_label(focus.metric)} is one number for the whole task. It has no "
+                f"value per query, hence no intervals here, and no loss can be certified from it.",
+            )
+        )
+    return found
+
+
+def worst_queries(results: Results, decision: Decision | None, focus: Focus) -> WorstQueries | None:
+    """Return how the chosen cut does query by query; None without a tested cut."""
+    if decision is None or not decision.steps or focus.reference is None:
+        return None
+    point = focus.chosen or find_point(focus.series, decision.steps[0])
+    if point is None or point.row.per_query is None:
+        return None
+    full, cut = per_query_array(focus.reference), per_query_array(point.row)
+    losses = full - cut
+    order = np.argsort(-losses, kind="stable")[:NUM_WORST_QUERIES]
+    return WorstQueries(
+        cut=point.label,
+        is_chosen=focus.chosen is not None,
+        worst=tuple(
+            WorstQuery(
+                query_id=str(results.query_ids[index]),
+                full_value=float(full[index]),
+                cut_value=float(cut[index]),
+            )
+            for index in order.tolist()
+            if losses[index] > 0
+        ),
+        num_worse=int((losses > 0).sum()),
+        num_equal=int((losses == 0).sum()),
+        num_better=int((losses < 0).sum()),
+    )
+
+
+def plan_json(decision: Decision | None) -> str:
+    """Return the plan file as `choose --out` writes it, or "" without a plan."""
+    if decision is None or decision.plan is None:
+        return ""
+    return json.dumps(decision.plan.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def deploy_commands(focus: Focus) -> list[str]:
+    """Return the lines that build an index by the plan and search it."""
+    kind, _, path = focus.model.partition(":")
+    if kind == "vectors":
+        source = f"--vectors {shlex.quote(path)}"
+        search_model = " --model MODEL"
+    else:
+        has_documents = focus.task.startswith(_HAVE_DOCUMENTS)
+        corpus = shlex.quote(focus.task.removeprefix("self:")) if has_documents else "DOCUMENTS"
+        source = f"--model {shlex.quote(focus.model)} --corpus {corpus}"
+        search_model = ""
+    return [
+        f"nestling build {source} --plan plan.json --out index",
+        f'nestling search index "a query" --top-k 10{search_model}',
+    ]
+
+
+def run_facts(results: Results) -> list[str]:
+    """Return when, where and how it was measured, as far as the results know."""
+    known = results.environment
+    cores = f"{known['num_cores']} cores, " if "num_cores" in known else ""
+    hardware = known.get("hardware") or known.get("cpu")
+    facts = [known.get("date"), None if hardware is None else cores + flatten(hardware)]
+    return [flatten(fact) for fact in facts if fact is not None]
+
+
+def facts(results: Results, focus: Focus) -> list[tuple[str, str]]:
+    """Return everything that explains or repeats the measurement, by name."""
+    space = results.fingerprint.space
+    listed = {
+        "model": focus.model,
+        "space": f"{space.model}, revision {space.revision}",
+        "pooling": space.pooling,
+        "normalization": space.normalization,
+        "adapter": space.adapter,
+        "embed_dim": f"{results.embed_dim:,}",
+        "encoder": flatten(results.fingerprint.encoder),
+        "task": focus.task,
+        "documents": f"{results.num_documents:,}" if results.num_documents else None,
+        "corpus_hash": results.corpus_hash,
+        "queries" if focus.has_per_query else "pairs": f"{len(results.query_ids):,}",
+        "main metric": results.main_metric,
+        **{name: flatten(value) for name, value in results.environment.items()},
+    }
+    return [(name, value) for name, value in listed.items() if value]
+
+
+def _not_nested(focus: Focus) -> Caution:
+    prefix = {
+        (point.row.dim, point.row.dtype): point.row.value
+        for line in focus.series
+        if line.family == "prefix"
+        for point in line.points
+    }
+    gains = [
+        (point.row.value - prefix[point.row.dim, point.row.dtype], point)
+        for line in focus.series
+        if line.family == "pca"
+        for point in line.points
+        if (point.row.dim, point.row.dtype) in prefix
+    ]
+    gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
+    text = (
+        "Its prefixes are no better than random coordinates, so cutting it throws away whatever "
+        "happens to stand last."
+    )
+    if best is None or gain <= 0:
+        return Caution(title="This model does not look nested", text=text)
+    return Caution(
+        title="This model does not look nested",
+        text=f"{text} A rotation fitted on the corpus (PCA) does better: at {best.row.dim} dimensions it "
+        f"reaches {best.row.value:.4f} where the prefix reaches {best.row.value - gain:.4f}.",
+        anchor=best.anchor,
+    )

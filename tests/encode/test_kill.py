@@ -1,0 +1,97 @@
+"""Kill -9 at random moments loses at most the block in flight."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nestling.encode import VectorFolder
+from nestling.encode.blocks import ROWS_FILE, parse_rows, read_blocks, read_span
+from tests.encode.killed_child import BLOCK_ROWS
+
+NUM_KILLS = 20
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start encoding into a folder in a process of its own; return its id and how to wait for it."""
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "tests.encode.killed_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    requests, answers = parent.stdin, parent.stdout
+    assert answers.readline() == "ready\n"
+
+    def ask(line: str) -> int:
+        requests.write(line + "\n")
+        requests.flush()
+        return int(answers.readline())
+
+    def start_one(folder: Path, log: Path):
+        return ask(f"{folder} {log}"), lambda: ask("how did it end?")
+
+    with parent:
+        yield start_one
+
+
+def ids_on_disk(folder: Path) -> list[str]:
+    blocks = read_blocks(folder, may_be_torn=True) if folder.exists() else []
+    data = read_span(folder / ROWS_FILE, 0, blocks[-1].rows_end) if blocks else b""
+    return [row.id for row in parse_rows(data, source=folder / ROWS_FILE)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_log(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_killed_at_twenty_random_moments_the_bytes_are_those_of_an_undisturbed_run(start, tmp_path):
+    began = time.monotonic()
+    _, wait = start(tmp_path / "undisturbed", tmp_path / "undisturbed.log")
+    assert wait() == 0
+    whole_run_s = time.monotonic() - began
+    expected = contents(tmp_path / "undisturbed")
+    num_unique = len(read_log(tmp_path / "undisturbed.log"))
+
+    moments = random.Random(0)
+    num_kills, num_lost, num_rounds = 0, 0, 0
+    while num_kills < NUM_KILLS:
+        # A round that happens to finish before it is killed counts for nothing; begin another.
+        num_rounds += 1
+        folder = tmp_path / f"round {num_rounds}".replace(" ", "_")
+        all_encoded: list[str] = []
+        for run in range(1000):
+            before = ids_on_disk(folder)
+            log = tmp_path / f"{folder.name}_{run}.log"
+            process, wait = start(folder, log)
+            if num_kills < NUM_KILLS:
+                time.sleep(moments.uniform(0.0, whole_run_s / 8))
+                os.kill(process, signal.SIGKILL)
+            code = wait()
+            encoded = read_log(log)
+            assert not set(encoded) & set(before), "a row on disk was encoded again"
+            assert set(before) <= set(ids_on_disk(folder)), "a row on disk was lost"
+            all_encoded += encoded
+            num_lost += len(set(encoded) - set(ids_on_disk(folder)))
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            assert len(set(encoded) - set(ids_on_disk(folder))) <= BLOCK_ROWS
+            num_kills += 1
+        assert contents(folder) == expected
+        assert len(set(all_encoded)) == num_unique
+        VectorFolder.open(folder).verify()
+    assert num_lost <= NUM_KILLS * BLOCK_ROWS
