@@ -1,3 +1,4 @@
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,8 +97,8 @@ def test_hidden_binary_and_foreign_files_are_passed_over(tmp_path: Path) -> None
     assert corpus.texts == ["text"]
     assert corpus.notes == (
         "1 chunks of 1 files",
-        "3 files of other kinds were passed over (.png, .PNG)",
         "1 binary files were passed over (c.txt)",
+        "3 files of other kinds were passed over (.png, .PNG)",
     )
 
 
@@ -109,6 +110,12 @@ def test_truncated_texts_are_counted(tmp_path: Path) -> None:
     corpus = read_text_folder(folder, chunking=limit)
     assert corpus.texts == ["short words", "x" * 40]
     assert "1 texts are truncated: a single word is longer than 12 tokens" in corpus.notes
+
+
+def test_packed_files_are_unpacked(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, {"a.md.gz": gzip.compress(b"# Title\nbody")})
+    assert read_text_folder(folder, chunking=None).doc_ids == ["a.md.gz#title:0"]
+    assert read_text_file(folder / "a.md.gz", chunking=None).texts == ["# Title\nbody"]
 
 
 def test_long_snippet_ends_in_an_ellipsis(tmp_path: Path) -> None:

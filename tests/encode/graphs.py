@@ -16,6 +16,8 @@ TABLE = np.random.default_rng(0).standard_normal((len(WORDS), WIDTH)).astype(np.
 TYPES = np.random.default_rng(1).standard_normal((2, WIDTH)).astype(np.float32)
 IMAGE_WEIGHTS = np.random.default_rng(2).standard_normal((12, WIDTH)).astype(np.float32)
 
+IMAGE_BIAS = np.array([0.5, -1.0, 0.0, 2.0], dtype=np.float32)
+
 
 def save_tokenizer(folder: Path, *, special: bool = True, max_tokens: int | None = None) -> None:
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))  # noqa: S106
@@ -83,10 +85,11 @@ def save_bag_graph(folder: Path, *, special: bool = False) -> None:
 
 
 def save_image_graph(folder: Path, shape: list[str | int]) -> None:
-    """A linear map of 3 x 4 pixels; of three channels, their mean."""
+    """An affine map of 3 x 4 pixels; of three channels, their mean."""
     nodes = [
         helper.make_node("Flatten", ["grey"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["embedding"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["embedding"]),
     ]
     if shape[1:2] == [3] and len(shape) == 4:
         nodes.insert(0, helper.make_node("ReduceMean", ["pixels"], ["grey"], axes=[1]))
@@ -97,5 +100,5 @@ def save_image_graph(folder: Path, shape: list[str | int]) -> None:
         nodes,
         [("pixels", TensorProto.FLOAT, shape)],
         [("embedding", TensorProto.FLOAT, [shape[0], WIDTH])],
-        {"weights": IMAGE_WEIGHTS},
+        {"weights": IMAGE_WEIGHTS, "bias": IMAGE_BIAS},
     )

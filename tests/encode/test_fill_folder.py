@@ -97,6 +97,19 @@ def test_a_log_that_reached_the_disk_before_its_data_is_not_believed(name, undis
     assert contents(out) == undisturbed
 
 
+def test_garbage_behind_the_finished_blocks_is_cut_off(undisturbed, tmp_path):
+    """A power cut may leave a file longer than what was ever written to it."""
+    out = tmp_path / "v"
+    finished = state_after(undisturbed, 700, out)
+    for name in ("vectors.bin", "rows.jsonl", "blocks.jsonl"):
+        with (out / name).open("ab") as file:
+            file.write(b"\0" * 10_000)
+    encoder = FakeEncoder()
+    encode_corpus(encoder, make_corpus(TEXTS), out, block_rows=4)
+    assert contents(out) == undisturbed
+    assert encoder.asked[0] == f"doc {finished}"
+
+
 def test_a_finished_folder_encodes_nothing_and_stays_as_it_is(undisturbed, tmp_path):
     out = tmp_path / "v"
     encode_corpus(FakeEncoder(), make_corpus(TEXTS), out, block_rows=4)
@@ -124,6 +137,18 @@ def test_progress_is_told_after_every_block(tmp_path):
         progress=lambda *call: calls.append(call),
     )
     assert calls == [("encoding documents", done, 25) for done in (0, 10, 20, 25)]
+
+
+def test_long_texts_make_shorter_blocks(tmp_path):
+    texts = [f"{number} " + "x" * 60_000 for number in range(10)] + TEXTS
+    calls: list[int] = []
+    encode_corpus(
+        FakeEncoder(),
+        make_corpus(texts),
+        tmp_path / "v",
+        progress=lambda label, done, total: calls.append(done),
+    )
+    assert calls == [0, 4, 8, 35]
 
 
 def test_a_begun_folder_keeps_its_block_size(undisturbed, tmp_path):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from nestling.encode import VectorFolder
-from nestling.encode.blocks import ROWS_FILE, parse_rows, read_blocks, read_span
+from nestling.encode.blocks import ROWS_FILE, find_damage, parse_rows, read_blocks, read_span
 from tests.encode.killed_child import BLOCK_ROWS
 
 NUM_KILLS = 20
+ROW_BYTES = 256 * 4
 
 
 @pytest.fixture
@@ -45,7 +46,10 @@ def start(tmp_path):
 
 
 def ids_on_disk(folder: Path) -> list[str]:
+    """Ids of the finished blocks; the log must never speak of what is not there."""
     blocks = read_blocks(folder, may_be_torn=True) if folder.exists() else []
+    for block in blocks[-1:]:
+        assert find_damage(folder, block, ROW_BYTES) is None
     data = read_span(folder / ROWS_FILE, 0, blocks[-1].rows_end) if blocks else b""
     return [row.id for row in parse_rows(data, source=folder / ROWS_FILE)]
 

@@ -9,6 +9,7 @@ from nestling.core import normalize
 from nestling.encode import embed, open_encoder
 from nestling.errors import DimensionError, EncoderError, FormatError
 from tests.encode.graphs import (
+    IMAGE_BIAS,
     IMAGE_WEIGHTS,
     TABLE,
     TYPES,
@@ -123,7 +124,9 @@ def test_grey_images_are_scaled_to_one_and_read(shape, tmp_path):
     save_image_graph(tmp_path, shape)
     images = np.random.default_rng(4).integers(0, 256, (70, 3, 4), dtype=np.uint8)
     encoder = open_encoder(f"onnx:{tmp_path}")
-    expected = normalize((images / 255).astype(np.float32).reshape(70, 12) @ IMAGE_WEIGHTS)
+    expected = normalize(
+        (images / 255).astype(np.float32).reshape(70, 12) @ IMAGE_WEIGHTS + IMAGE_BIAS
+    )
     np.testing.assert_allclose(encoder.encode(images, role="document"), expected, atol=1e-5)
     assert encoder.encode(images[:0], role="document").shape == (0, WIDTH)
     assert encoder.max_tokens is None

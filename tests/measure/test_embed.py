@@ -7,7 +7,7 @@ from nestling.core import BadRowPolicy
 from nestling.core.progress import silent
 from nestling.encode import encode_corpus
 from nestling.errors import DataError, FingerprintError, VectorError
-from nestling.measure.embed import Side, check_comparable, encode_side, read_side
+from nestling.measure.embed import Side, check_comparable, encode_side, hash_inputs, read_side
 from tests.measure.small_tasks import TableEncoder, corpus, sentences
 
 TEXTS = sentences(20, seed=0)
@@ -120,3 +120,11 @@ def test_two_widths_are_refused(tmp_path):
     )
     with pytest.raises(DataError, match="documents and queries must be equally wide, got 4 and 8"):
         check_comparable(documents, queries)
+
+
+def test_the_hash_of_inputs_is_that_of_a_corpus_and_sees_every_pixel():
+    assert hash_inputs(TEXTS, IDS) == corpus(TEXTS).corpus_hash
+    images = np.zeros((2, 3, 3), dtype=np.uint8)
+    first = hash_inputs(images, ["a", "b"])
+    images[1, 2, 2] = 1
+    assert hash_inputs(images, ["a", "b"]) != first

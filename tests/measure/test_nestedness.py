@@ -56,11 +56,26 @@ def test_a_gain_within_the_spread_of_the_draws_does_not():
     assert looks_nested(rows, metric=METRIC, embed_dim=128) is False
 
 
-def test_a_gain_on_few_noisy_queries_does_not():
-    assert (
-        looks_nested(measured(prefix_gain=0.01, num_queries=4), metric=METRIC, embed_dim=128)
-        is False
-    )
+@pytest.mark.parametrize(("noise", "verdict"), [(0.5, False), (0.01, True)])
+def test_a_gain_within_the_noise_of_the_queries_does_not(noise, verdict):
+    # The draws agree among themselves, so that only the queries can cast doubt.
+    swings = np.tile([1.0, -1.0], 10)
+    ways = [
+        ("prefix", 0, 0.55 + noise * swings),
+        *(("random", d, np.full(20, 0.5)) for d in (0, 1, 2)),
+    ]
+    rows = [
+        Measured(
+            family=family,
+            dim=8,
+            dtype=Dtype.FLOAT32,
+            draw=draw,
+            metrics={METRIC: values},
+            seconds=0.0,
+        )
+        for family, draw, values in ways
+    ]
+    assert looks_nested(rows, metric=METRIC, embed_dim=128) is verdict
 
 
 def test_only_small_widths_count():

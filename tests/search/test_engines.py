@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nestling.core import Dtype, Int8Codec, TopK, cosine_scores, top_k, unpack_signs
 from nestling.errors import FormatError, MissingExtraError
-from nestling.search import ENGINES, Engine, Tier, derive_tier, engine_class, open_tier
-from nestling.search.engines import DEFAULT_ENGINE
+from nestling.search import Engine, Tier, derive_tier, engine_class, open_tier
+from nestling.search.engines import DEFAULT_ENGINE, ENGINES
 from nestling.search.engines.flat import RunningTopK
 from tests.search.support import DTYPES, random_rows, tied_rows
 

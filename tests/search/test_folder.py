@@ -1,3 +1,4 @@
+import shutil
 import threading
 from pathlib import Path
 
@@ -65,6 +66,27 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_on_a_folder_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    make_index(tmp_path / "index", "one")
+    refusals: list[str] = []
+
+    def write() -> None:
+        try:
+            with locked(tmp_path / "index", wait=True):
+                refusals.append("none")
+        except WriteError as error:
+            refusals.append(str(error))
+
+    writer = threading.Thread(target=write)
+    with locked(tmp_path / "index"):
+        writer.start()
+        writer.join(timeout=0.2)
+        (tmp_path / "index").rename(tmp_path / "old")
+        make_index(tmp_path / "index", "two")
+    writer.join()
+    assert refusals == [f"{tmp_path / 'index'} was replaced by another process. Try again."]
+
+
 def test_one_builder_at_a_time(tmp_path: Path) -> None:
     with new_folder(tmp_path / "index", overwrite=True) as folder:
         (folder / "index.json").write_text("one")
@@ -99,6 +121,37 @@ def test_half_of_a_removed_index_is_not_put_back(tmp_path: Path) -> None:
     (tmp_path / ".index.replaced").mkdir()
     restore(tmp_path / "index")
     assert not (tmp_path / "index").exists()
+
+
+def test_an_old_index_is_not_put_back_once_its_removal_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_index(tmp_path / "index", "one")
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_index(tmp_path / "index", "two")
+    assert (tmp_path / "index/index.json").read_text() == "two"
+    shutil.rmtree(tmp_path / "index")
+    restore(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_index_that_appears_during_a_build_is_kept(tmp_path: Path) -> None:
+    def late() -> None:
+        with new_folder(tmp_path / "index", overwrite=False) as folder:
+            (folder / "index.json").write_text("late")
+            (tmp_path / "index").mkdir()
+            (tmp_path / "index/index.json").write_text("early")
+
+    with pytest.raises(WriteError, match="is an index already"):
+        late()
+    assert (tmp_path / "index/index.json").read_text() == "early"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index"]
 
 
 def test_what_is_read_while_replaced_is_read_again(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_opened_again_finds_the_same(tmp_path: Path, plan: Plan | None) -> None:
 @pytest.mark.parametrize(
     "plan", [plan for name, plan in PLANS.items() if name != "funnel"], ids=set(PLANS) - {"funnel"}
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(cuts=st.lists(st.integers(1, 119), max_size=4, unique=True))
 def test_added_in_pieces_finds_what_was_built_at_once(
     tmp_path_factory: pytest.TempPathFactory, plan: Plan | None, cuts: list[int]
@@ -255,6 +256,14 @@ def test_strange_ids_and_texts_come_back_whole(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="known"):
             index.add(ROWS[:1], doc_ids=["nul\x00nul"], fingerprint=fingerprint_of(WIDTH))
         index.verify()
+
+
+def test_several_threads_may_search(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
+        expected = found(index, QUERIES, 10)
+        with ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(lambda _: found(index, QUERIES, 10), range(100)))
+        assert all(result == expected for result in results)
 
 
 # Bad input: every refusal says what to do, and changes nothing.
@@ -492,19 +501,23 @@ def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
 FILES = ["full/vectors.bin", "head-1/codes.bin", "head-1/norms.bin", "head-1/scale.bin"]
 
 
-@settings(max_examples=40)
+@pytest.fixture(scope="module")
+def small_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    with build_index(tmp_path_factory.mktemp("small") / "index", ROWS[:20], plan=FUNNEL) as index:
+        yield index
+
+
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_named(
-    tmp_path_factory: pytest.TempPathFactory, name: str, place: float, bit: int
-) -> None:
-    folder = tmp_path_factory.mktemp("damage")
-    with build_index(folder / "index", ROWS[:20], plan=FUNNEL) as index:
-        path = folder / "index" / name
-        content = bytearray(path.read_bytes())
-        content[int(place * len(content))] ^= 1 << bit
-        path.write_bytes(content)
-        with pytest.raises(FormatError, match=rf"differ from their checksum: {name}\."):
-            index.verify()
+def test_a_flipped_bit_is_named(small_index: Index, name: str, place: float, bit: int) -> None:
+    path = small_index.path / name
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(flipped)
+    with pytest.raises(FormatError, match=rf"differ from their checksum: {name}\."):
+        small_index.verify()
+    path.write_bytes(content)
+    small_index.verify()
 
 
 def test_a_changed_catalogue_is_named(tmp_path: Path) -> None:

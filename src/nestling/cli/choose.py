@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from nestling.cli.options import OutputPath, debug_option, json_option, overwrite_option
+from nestling.cli.outputs import refuse_to_overwrite
 from nestling.cli.tables import steps_table
 from nestling.cli.terminal import print_json, print_table, talk
-from nestling.errors import WriteError
 from nestling.measure import Results, choose, write_report
 
 
@@ -61,10 +61,8 @@ def command(
     """Choose the smallest size whose loss is certified."""
     if max_loss is not None and max_loss_points is not None:
         raise click.UsageError("give --max-loss or --max-loss-points, not both.")
-    if out is not None and out.exists() and not overwrite:
-        raise WriteError(
-            f"{out} exists and is never overwritten silently. Pass --overwrite or another --out."
-        )
+    if out is not None:
+        refuse_to_overwrite(out, overwrite)
     results = Results.load(results_file)
     decision = choose(
         results,
@@ -84,10 +82,10 @@ def command(
         print_table(steps_table(decision, embed_dim=results.embed_dim))
     if out is None:
         return
-    if decision.plan is None:
-        talk("no plan was written: nothing is certified.")
-        ctx.exit(1)
-    decision.plan.save(out)
     report = out.with_suffix(".html")
     write_report(results, decision, report, overwrite=True)
+    if decision.plan is None:
+        talk(f"wrote {report}; no plan, since nothing is certified.")
+        ctx.exit(1)
+    decision.plan.save(out)
     talk(f"wrote {out} and {report}")

@@ -17,11 +17,12 @@ from nestling.cli.options import (
     model_option,
     overwrite_option,
 )
+from nestling.cli.outputs import refuse_to_overwrite
 from nestling.cli.tables import results_table
 from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import Dtype
 from nestling.encode import cache_root
-from nestling.errors import EvidenceError, WriteError
+from nestling.errors import EvidenceError
 from nestling.measure import Decision, Results, choose, measure, write_report
 
 
@@ -50,7 +51,7 @@ Examples:
 @click.option(
     "--dtypes",
     type=DtypeList(),
-    default="float32,int8",
+    default="float32,int8,binary",
     show_default=True,
     help="Number formats: float32, float16, int8, binary.",
 )
@@ -91,7 +92,7 @@ def command(
 ) -> None:
     """Measure every prefix and number format on a task, all in one pass."""
     if out is not None:
-        _refuse_to_overwrite(out, overwrite)
+        refuse_to_overwrite(out, overwrite)
     with progress_bars() as progress:
         opened, opened_task = open_encoder_and_task(
             model, task, queries=queries, progress=progress, **encoder
@@ -142,12 +143,3 @@ def without_per_query(results: Results) -> dict[str, Any]:
     for row in data["rows"]:
         row.pop("per_query")
     return data
-
-
-def _refuse_to_overwrite(out: Path, overwrite: bool) -> None:
-    # Before the work, not after it: nobody wants to hear this at the end of an hour.
-    for path in (out, out.with_suffix(".html")):
-        if path.exists() and not overwrite:
-            raise WriteError(
-                f"{path} exists and is never overwritten silently. Pass --overwrite or another --out."
-            )

@@ -1,27 +1,47 @@
 """The compiled inner loops of `nested_top_k`; importing this module imports numba.
 
+The product is not left to BLAS, for four reasons: BLAS cannot hand its sums to the scan, or go on
+adding to them, without a trip through memory; it is slow on the narrow bands of small prefixes; it
+gives equal rows scores that differ in the last bits, depending on where in a matrix they stand, so
+that ties would break at random; and its threads are one setting for the whole process. Here the
+sums stay in vector registers (Goto and van de Geijn 2008, doi:10.1145/1356052.1356053), and each
+is added up in one order, coordinate by coordinate.
+
 A best-so-far list holds one 64-bit key per candidate: the score's bits, rearranged so that they
 sort as unsigned integers, above the inverted row number. The larger of two keys is the better
 candidate, equal scores going to the lower row, so that one comparison decides and the outcome does
 not depend on the order of the comparisons.
 
-The NumPy twins that judge these loops stand in `tests/core/test_kernels.py`.
+All of it is one module because numba keeps compiled code for as long as the file of the outermost
+function stays as it was, whatever happens to the files of the functions called from it. The NumPy
+twins that judge these loops stand in `tests/core/test_kernels.py`.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, no_type_check
 
+import llvmlite.binding
 import numpy as np
 from jaxtyping import UInt64
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-from nestling.core._multiply import GROUP, LANES, add_products
 from nestling.core.topk import TopK
+
+_HAS_WIDE_REGISTERS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+LANES = 32 if _HAS_WIDE_REGISTERS else 16
+"""Rows multiplied at once: two vector registers of AVX-512 or AVX2, four of NEON."""
+
+GROUP = 8 if _HAS_WIDE_REGISTERS else 6
+"""Queries multiplied at once: with `LANES`, as many sums as there are registers for."""
 
 BLOCK = 64
 """Scores that are compared with a threshold together; the rows of a tile are a multiple of it."""
 
-_TURNED = 128
+# Coordinates turned over at a time: one cache line of each row.
+_TURNED = 16
 _SIGN_BIT = np.uint32(1 << 31)
 _LOW_32_BITS = (1 << 32) - 1
 # Sums of products may be reordered (vector lanes); NaN and infinity keep their meaning.
@@ -92,6 +112,77 @@ def dot_band(left: np.ndarray, right: np.ndarray, start: int, stop: int) -> floa
     return dot
 
 
+@no_type_check
+def _add_products(
+    typing_context: Any, rows: Any, queries: Any, depth: Any, sums: Any, stride: Any
+) -> Any:
+    """Add the dot products of `LANES` rows and `GROUP` queries to their sums.
+
+    Written for the compiler in its own vector types: loops over scalars would be vectorised in the
+    wrong direction and leave the sums in memory. Called from compiled code without the first
+    argument, which numba gives.
+
+    Args:
+        typing_context: What numba knows about types.
+        rows: Address of float32 coordinates of shape (depth, LANES).
+        queries: Address of float32 coordinates of shape (depth, GROUP).
+        depth: How many coordinates, at least 1.
+        sums: Address of float32 sums of shape (GROUP, LANES).
+        stride: From one query's sums to the next one's, in float32 numbers.
+    """
+    return types.void(*[types.intp] * 5), _write_add_products
+
+
+add_products = intrinsic(_add_products)
+
+
+def _write_add_products(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    single, index = ir.FloatType(), arguments[0].type
+    vector = ir.VectorType(single, LANES)
+    rows, queries, sums = (
+        builder.inttoptr(arguments[place], single.as_pointer()) for place in (0, 1, 3)
+    )
+    depth, stride = arguments[2], arguments[4]
+
+    def vector_at(address: Any, offset: Any) -> Any:
+        return builder.bitcast(builder.gep(address, [offset]), vector.as_pointer())
+
+    before, loop = builder.block, builder.append_basic_block()
+    after = builder.append_basic_block()
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    k = builder.phi(index)
+    totals = [builder.phi(vector) for _ in range(GROUP)]
+    row_vector = builder.load(vector_at(rows, builder.mul(k, index(LANES))), align=4)
+    query_place = builder.mul(k, index(GROUP))
+    for j, total in enumerate(totals):
+        query_at = builder.gep(queries, [builder.add(query_place, index(j))])
+        query_vector = _repeat(builder, builder.load(query_at, align=4), vector)
+        # "contract" lets one instruction multiply and add.
+        product = builder.fmul(row_vector, query_vector, flags=["contract"])
+        total.add_incoming(vector([0.0] * LANES), before)
+        total.add_incoming(builder.fadd(total, product, flags=["contract"]), loop)
+    next_k = builder.add(k, index(1))
+    k.add_incoming(index(0), before)
+    k.add_incoming(next_k, loop)
+    builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, after)
+
+    builder.position_at_end(after)
+    for j, total in enumerate(totals):
+        sum_at = vector_at(sums, builder.mul(stride, index(j)))
+        final = total.incomings[1][0]
+        builder.store(builder.fadd(builder.load(sum_at, align=4), final), sum_at, align=4)
+    return context.get_dummy_value()
+
+
+def _repeat(builder: Any, value: Any, vector: Any) -> Any:
+    undefined = vector(ir.Undefined)
+    lane = ir.IntType(32)
+    first = builder.insert_element(undefined, value, lane(0))
+    return builder.shuffle_vector(first, undefined, ir.VectorType(lane, LANES)([0] * LANES))
+
+
 @_compile()
 @no_type_check
 def pack_rows(rows: np.ndarray, widths: np.ndarray, panels: np.ndarray, norms: np.ndarray) -> None:
@@ -112,37 +203,47 @@ def pack_rows(rows: np.ndarray, widths: np.ndarray, panels: np.ndarray, norms: n
             norms[w, i] = square
             start = widths[w]
     invert_norms(norms[:, : len(rows)])
-    # Turned over piece by piece: a piece of a panel stays in the fastest cache.
     for first in range(0, len(rows), LANES):
         panel = panels[first // LANES]
         for start in range(0, widths[-1], _TURNED):
             for i in range(first, min(first + LANES, len(rows))):
-                row = rows[i]
-                for k in range(start, min(start + _TURNED, widths[-1])):
-                    panel[k, i - first] = row[k]
+                row, lane = rows[i], np.uint64(i - first)
+                for k in range(np.uint64(start), np.uint64(min(start + _TURNED, widths[-1]))):
+                    panel[k, lane] = row[k]
 
 
 @_compile()
 @no_type_check
 def multiply_group(
-    panels: np.ndarray, query_panel: np.ndarray, start: int, stop: int, dots: np.ndarray
+    panels: np.ndarray,
+    num_panels: int,
+    query_panels: np.ndarray,
+    group: int,
+    start: int,
+    stop: int,
+    dots: np.ndarray,
 ) -> None:
     """Add the products of coordinates `start` to `stop` to `dots`.
 
     Args:
         panels: Rows, of shape (tile / LANES, widest, LANES).
-        query_panel: Queries, of shape (widest, GROUP).
+        num_panels: How many of these are in use.
+        query_panels: Queries, of shape (groups, widest, GROUP).
+        group: Which group of queries.
         start: First coordinate.
         stop: One after the last coordinate.
         dots: Updated: of shape (GROUP, tile).
     """
-    for p in range(len(panels)):
+    widest, tile = panels.shape[1], dots.shape[1]
+    query_place = (group * widest + start) * GROUP
+    for p in range(num_panels):
+        # Addresses, and no slices: counting the references to a slice costs more than the call.
         add_products(
-            panels[p, start:].ctypes.data,
-            query_panel[start:].ctypes.data,
+            panels.ctypes.data + 4 * LANES * (p * widest + start),
+            query_panels.ctypes.data + 4 * query_place,
             stop - start,
-            dots[:, p * LANES :].ctypes.data,
-            dots.shape[1],
+            dots.ctypes.data + 4 * LANES * p,
+            tile,
         )
 
 
@@ -234,51 +335,52 @@ def keep_best(keys: np.ndarray, num_kept: int) -> None:
 def scan_scores(
     dots: np.ndarray,
     norms: np.ndarray,
-    query_norm: float,
+    query_norms: np.ndarray,
+    first_query: int,
     first_row: int,
     num_rows: int,
     best: Best,
     w: int,
-    q: int,
     num_kept: int,
 ) -> None:
-    """Offer the scores of one query and tile to its best-so-far list, `BLOCK` at a time.
+    """Offer the scores of some queries with one tile to their best-so-far lists.
 
     Args:
-        dots: Dot products with the rows of the tile, of shape (tile,), a multiple of `BLOCK`.
-        norms: One over the norms of these rows.
-        query_norm: One over the norm of the query.
-        first_row: Corpus row of the first score. Rows must come in ascending order from call to
+        dots: Dot products, of shape (queries or more, tile).
+        norms: One over the prefix norms of the tile's rows, of shape (widths, tile).
+        query_norms: One over the prefix norms of all queries, of shape (widths, all queries).
+        first_query: Which query the first of `dots` belongs to.
+        first_row: Corpus row of the first column. Rows must come in ascending order from call to
             call: a later row that only equals the threshold has lost the tie.
-        num_rows: Scores that count; the rest is padding.
-        best: Updated at (w, q).
+        num_rows: Columns that count; the rest is padding.
+        best: Updated.
         w: Which width.
-        q: Which query.
-        num_kept: Candidates kept when the list is full.
+        num_kept: Candidates kept when a list is full.
     """
-    keys = best.keys[w, q]
-    count = best.counts[w, q]
-    threshold = best.thresholds[w, q]
-    for start in range(0, num_rows, BLOCK):
-        block = dots[start : start + BLOCK]
-        scales = norms[start : start + BLOCK]
-        num_above = np.int32(0)
-        for j in range(BLOCK):
-            num_above += np.int32(block[j] * scales[j] * query_norm > threshold)
-        if num_above == 0:
-            continue
-        for j in range(min(BLOCK, num_rows - start)):
-            # Adding zero turns -0 into 0, which must tie with it.
-            score = block[j] * scales[j] * query_norm + np.float32(0)
-            if score > threshold:
-                keys[count] = make_key(score, first_row + start + j)
-                count += 1
-                if count == len(keys):
-                    keep_best(keys, num_kept)
-                    count = num_kept
-                    threshold = score_of_key(keys[num_kept - 1])
-    best.counts[w, q] = count
-    best.thresholds[w, q] = threshold
+    num_queries = min(len(dots), query_norms.shape[1] - first_query)
+    for i in range(np.uint64(num_queries)):
+        q = first_query + i
+        threshold = best.thresholds[w, q]
+        query_norm = query_norms[w, q]
+        for start in range(np.uint64(0), np.uint64(num_rows), np.uint64(BLOCK)):
+            num_above = np.int32(0)
+            for j in range(start, start + np.uint64(BLOCK)):
+                num_above += np.int32(dots[i, j] * norms[w, j] * query_norm > threshold)
+            if num_above > 0:
+                stop = min(start + np.uint64(BLOCK), np.uint64(num_rows))
+                count = best.counts[w, q]
+                for j in range(start, stop):
+                    # Adding zero turns -0 into 0, which must tie with it.
+                    score = dots[i, j] * norms[w, j] * query_norm + np.float32(0)
+                    if score > threshold:
+                        best.keys[w, q, count] = make_key(score, first_row + j)
+                        count += 1
+                        if count == best.keys.shape[2]:
+                            keep_best(best.keys[w, q], num_kept)
+                            count = num_kept
+                            threshold = score_of_key(best.keys[w, q, num_kept - 1])
+                best.counts[w, q] = count
+                best.thresholds[w, q] = threshold
 
 
 @_compile()
@@ -309,30 +411,21 @@ def score_many(
     panels = np.zeros((tile // LANES, widths[-1], LANES), np.float32)
     norms = np.zeros((len(widths), tile), np.float32)
     dots = np.empty((GROUP, tile), np.float32)
-    num_queries = queries.norms.shape[1]
     for tile_start in range(0, len(chunk), tile):
         rows = chunk[tile_start : tile_start + tile]
+        row = first_row + tile_start
         pack_rows(rows, widths, panels, norms)
-        used = panels[: (len(rows) + LANES - 1) // LANES]
+        num_panels = (len(rows) + LANES - 1) // LANES
         for group in range(len(queries.panels)):
-            first_query = group * GROUP
             dots[:] = 0
             start = 0
             for w in range(len(widths)):
-                multiply_group(used, queries.panels[group], start, widths[w], dots)
+                multiply_group(panels, num_panels, queries.panels, group, start, widths[w], dots)
                 start = widths[w]
-                for q in range(first_query, min(first_query + GROUP, num_queries)):
-                    scan_scores(
-                        dots[q - first_query],
-                        norms[w],
-                        queries.norms[w, q],
-                        first_row + tile_start,
-                        len(rows),
-                        best,
-                        w,
-                        q,
-                        num_kept,
-                    )
+                first_query = group * GROUP
+                scan_scores(
+                    dots, norms, queries.norms, first_query, row, len(rows), best, w, num_kept
+                )
 
 
 @_compile()
@@ -353,16 +446,6 @@ def score_few(
     for tile_start in range(0, len(chunk), tile):
         rows = chunk[tile_start : tile_start + tile]
         dot_rows(rows, queries.rows, widths, dots, norms)
+        row = first_row + tile_start
         for w in range(len(widths)):
-            for q in range(num_queries):
-                scan_scores(
-                    dots[w, q],
-                    norms[w],
-                    queries.norms[w, q],
-                    first_row + tile_start,
-                    len(rows),
-                    best,
-                    w,
-                    q,
-                    num_kept,
-                )
+            scan_scores(dots[w], norms, queries.norms, 0, row, len(rows), best, w, num_kept)

@@ -186,7 +186,7 @@ class ViewPass:
 def _read_only(rows: Rows) -> Rows:
     # Compiled code has one version per kind of array: so that it is always the same one.
     view = rows.view()
-    view.flags.writeable = False
+    pass
     return view
 
 
@@ -223,7 +223,7 @@ def _no_best(queries: "Queries", num_kept: int) -> "Best":
     from nestling.core._kernels import Best
 
     shape = queries.norms.shape
-    capacity = num_kept + max(64, num_kept // 2)
+    capacity = num_kept + max(16, num_kept // 2)
     return Best(
         keys=np.empty((*shape, capacity), np.uint64),
         counts=np.zeros(shape, np.int64),

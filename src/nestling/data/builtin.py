@@ -73,7 +73,7 @@ def read_builtin_corpus(*, is_wide: bool, progress: Progress = silent) -> Corpus
     notes = [f"docstrings of the standard library of Python {version}"]
     if is_wide:
         folders = sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
-        sources = sorted([*sources, *find_sources(folders, skip=(OWN_PACKAGE,))])
+        sources += find_sources(folders, skip=(OWN_PACKAGE,))
         notes.append("and of the installed packages: " + ", ".join(list_packages(folders)))
     found = harvest_sources(sources, progress=progress)
     if unparsed := sum(documents is None for documents in found):
@@ -162,7 +162,7 @@ def make_unique(documents: Iterable[NamedDocument]) -> list[NamedDocument]:
 
 
 def find_sources(roots: Sequence[Path], *, skip: Sequence[str]) -> list[Source]:
-    """Return every module below some folders, ordered by name; test packages are left out.
+    """Return every module below some folders; test packages are left out.
 
     Args:
         roots: Folders of top-level modules.
@@ -178,7 +178,7 @@ def find_sources(roots: Sequence[Path], *, skip: Sequence[str]) -> list[Source]:
                 if path.suffix == ".py" and not path.name.startswith("test_"):
                     module = ".".join((*package, path.stem)).removesuffix(".__init__")
                     sources.append(Source(module, str(path)))
-    return sorted(sources)
+    return sources
 
 
 def list_packages(folders: Sequence[Path]) -> list[str]:

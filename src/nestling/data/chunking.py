@@ -103,7 +103,7 @@ def cut(text: str, sections: Sequence[Section], chunking: Chunking | None) -> li
         DataError: If the limit leaves no room beside the special tokens.
     """
     wholes = [Span(section.blocks[0].start, section.blocks[-1].end) for section in sections]
-    if chunking is None:
+    if chunking is None or not wholes:
         return [
             Chunk(whole, section, False) for whole, section in zip(wholes, sections, strict=True)
         ]

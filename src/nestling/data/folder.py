@@ -4,12 +4,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nestling.core.progress import Progress, silent
 from nestling.data.chunking import Chunk, Chunking, cut
-from nestling.data.lines import decode, read_bytes
+from nestling.data.lines import decode, kind_of, read_bytes
 from nestling.data.markdown import find_sections
 from nestling.data.types import Corpus
 from nestling.errors import DataError
@@ -38,28 +39,16 @@ def read_text_folder(
         DataError: If no file holds any text, or one is not UTF-8.
     """
     found = _find_files(folder)
-    texts = [path for path in found if path.suffix.lower() in TEXT_SUFFIXES]
-    binary = [path for path in texts if _is_binary(path)]
+    texts = [path for path in found if kind_of(path) in TEXT_SUFFIXES]
     corpus = _read_texts(
-        [path for path in texts if path not in set(binary)],
-        root=folder,
-        chunking=chunking,
-        progress=progress,
+        texts, root=folder, chunking=chunking, skips_binary=True, progress=progress
     )
-    notes = []
-    if others := Counter(path.suffix for path in found if path not in set(texts)):
-        kinds = ", ".join(suffix or "no suffix" for suffix, _ in others.most_common(5))
-        notes.append(f"{others.total():,} files of other kinds were passed over ({kinds})")
-    if binary:
-        names = ", ".join(_name_of(path, folder) for path in binary[:3])
-        notes.append(f"{len(binary):,} binary files were passed over ({names})")
-    return Corpus(
-        doc_ids=corpus.doc_ids,
-        texts=corpus.texts,
-        source=corpus.source,
-        metadata=corpus.metadata,
-        notes=(*corpus.notes, *notes),
-    )
+    others = Counter(path.suffix for path in found if kind_of(path) not in TEXT_SUFFIXES)
+    if not others:
+        return corpus
+    kinds = ", ".join(suffix or "no suffix" for suffix, _ in others.most_common(5))
+    note = f"{others.total():,} files of other kinds were passed over ({kinds})"
+    return replace(corpus, notes=(*corpus.notes, note))
 
 
 def read_text_file(path: Path, *, chunking: Chunking | None) -> Corpus:
@@ -68,28 +57,34 @@ def read_text_file(path: Path, *, chunking: Chunking | None) -> Corpus:
     Raises:
         DataError: If it holds no text or is not UTF-8.
     """
-    corpus = _read_texts([path], root=path.parent, chunking=chunking, progress=silent)
-    note = f"{path.name} was read as one text; for one document per line, name it .tsv"
-    return Corpus(
-        doc_ids=corpus.doc_ids,
-        texts=corpus.texts,
-        source=str(path),
-        metadata=corpus.metadata,
-        notes=(*corpus.notes, note),
+    corpus = _read_texts(
+        [path], root=path.parent, chunking=chunking, skips_binary=False, progress=silent
     )
+    note = f"{path.name} was read as one text; for one document per line, name it .tsv"
+    return replace(corpus, source=str(path), notes=(*corpus.notes, note))
 
 
 def _read_texts(
-    paths: Sequence[Path], *, root: Path, chunking: Chunking | None, progress: Progress
+    paths: Sequence[Path],
+    *,
+    root: Path,
+    chunking: Chunking | None,
+    skips_binary: bool,
+    progress: Progress,
 ) -> Corpus:
     doc_ids: list[str] = []
     texts: list[str] = []
     metadata: list[dict[str, Any]] = []
+    binary: list[str] = []
     num_too_long = 0
     for done, path in enumerate(paths, 1):
         name = _name_of(path, root)
-        text = decode(read_bytes(path), path, 1).removeprefix("\ufeff")
-        sections = find_sections(text, is_markdown=path.suffix.lower() in MARKDOWN_SUFFIXES)
+        raw = read_bytes(path)
+        if skips_binary and b"\0" in raw[:BYTES_SNIFFED]:
+            binary.append(name)
+            raw = b""
+        text = decode(raw, path, 1).removeprefix("\ufeff")
+        sections = find_sections(text, is_markdown=kind_of(path) in MARKDOWN_SUFFIXES)
         num_per_heading: Counter[str] = Counter()
         for chunk in cut(text, sections, chunking):
             heading = _anchor(chunk.section.headings[-1] if chunk.section.headings else "")
@@ -110,7 +105,10 @@ def _read_texts(
             f"`corpus` must hold text in files named {', '.join(TEXT_SUFFIXES)}, got {root} with "
             f"{len(paths)} such files and no text in them. Name another folder or file."
         )
-    notes = [f"{len(texts):,} chunks of {len(paths):,} files"]
+    notes = [f"{len(texts):,} chunks of {len(paths) - len(binary):,} files"]
+    if binary:
+        names = ", ".join(binary[:3])
+        notes.append(f"{len(binary):,} binary files were passed over ({names})")
     if num_too_long and chunking is not None:
         notes.append(
             f"{num_too_long:,} texts are truncated: a single word is longer than {chunking.max_tokens} tokens"
@@ -128,11 +126,6 @@ def _find_files(folder: Path) -> list[Path]:
     return sorted(
         (path for path in found if path.is_file()), key=lambda path: _name_of(path, folder)
     )
-
-
-def _is_binary(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\0" in file.read(BYTES_SNIFFED)
 
 
 def _name_of(path: Path, root: Path) -> str:

@@ -122,13 +122,13 @@ def _open_self(
     progress: Progress,
 ) -> SelfTask:
     check_exists(path)
-    holds_vectors = is_vectors(path)
-    corpus = None if holds_vectors else read_corpus(path, chunking=chunking, progress=progress)
     query_path = None if queries is None else Path(queries).expanduser()
     if query_path is not None:
         check_exists(query_path)
     asks_vectors = query_path is not None and is_vectors(query_path)
     texts = open_queries(query_path) if query_path is not None and not asks_vectors else None
+    holds_vectors = is_vectors(path)
+    corpus = None if holds_vectors else read_corpus(path, chunking=chunking, progress=progress)
     return SelfTask(
         name=name,
         corpus=corpus,

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -263,7 +264,7 @@ class BlockWriter:
 
 
 def _row_line(row: Row) -> bytes:
-    return f'{{"id": {json.dumps(row.id)}, "content": "{row.content}"}}\n'.encode()
+    return f'{{"id": {encode_basestring_ascii(row.id)}, "content": "{row.content}"}}\n'.encode()
 
 
 def _block_line(block: Block) -> bytes:

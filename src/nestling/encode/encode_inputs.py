@@ -19,7 +19,7 @@ from nestling.encode.vector_folder import Manifest, VectorFolder
 from nestling.errors import FormatError, VectorError
 
 BLOCK_ROWS = 1024
-"""Inputs per block: a kill costs at most this many, and each block waits for the disk three times."""
+"""Most inputs per block: a kill costs one block, and each block waits for the disk three times."""
 
 LABELS: dict[Role, str] = {"query": "encoding queries", "document": "encoding documents"}
 
@@ -59,7 +59,8 @@ def encode_corpus(
         corpus: Documents; equal texts are encoded once.
         out: Folder to make, or to go on with.
         dtype: Number format on disk, float32 or float16.
-        block_rows: Documents per block. A folder that was begun keeps its own.
+        block_rows: Most documents per block; long ones make shorter blocks. A folder that was
+            begun keeps its own.
         bad_rows: "error" refuses NaN, infinite and zero vectors by id; "drop" leaves them out.
         progress: Told after every block.
 
@@ -165,13 +166,15 @@ def _embed_in_memory(job: EncodeJob) -> Embedded:
     total = len(job.ids)
     pieces, kept = [], []
     job.progress(job.label, 0, total)
-    for start in range(0, total, job.block_rows):
-        places = range(start, min(start + job.block_rows, total))
+    stop = 0
+    while stop < total:
+        places = job.block_from(stop)
+        stop = places.stop
         vectors = job.encode(places)
         keep = check_rows(vectors, [job.ids[place] for place in places], policy=job.bad_rows)
         pieces.append(vectors[keep])
-        kept.append(start + np.flatnonzero(keep))
-        job.progress(job.label, places.stop, total)
+        kept.append(places.start + np.flatnonzero(keep))
+        job.progress(job.label, stop, total)
     rows = np.concatenate(kept)
     if len(rows) == 0:
         raise VectorError(

@@ -111,24 +111,23 @@ def _finished(job: EncodeJob, folder: Path) -> Encoded:
 def _fill(job: EncodeJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
     """Append blocks until all inputs are read, then mark the folder as complete."""
     remove_parts(folder)
-    manifest = job.manifest
     if (folder / MANIFEST_FILE).exists():
         # The blocks on disk decide: a block size that changed in between would move the bytes.
-        manifest = replace(manifest, block_rows=Manifest.load(folder).block_rows)
+        job = replace(job, block_rows=Manifest.load(folder).block_rows)
     else:
-        manifest.save(folder)
+        job.manifest.save(folder)
     total = len(job.ids)
     num_encoded = 0
-    with BlockWriter(folder, manifest.row_bytes) as writer:
+    with BlockWriter(folder, job.manifest.row_bytes) as writer:
         num_resumed = writer.num_inputs
-        known = KnownRows(manifest)
+        known = KnownRows(job.manifest)
         if num_resumed < total:
             for source in sources:
                 known.add_intact_blocks(source)
             known.add_blocks(folder, writer.blocks)
         job.progress(job.label, num_resumed, total)
         while (start := writer.num_inputs) < total:
-            places = range(start, min(start + manifest.block_rows, total))
+            places = job.block_from(start)
             vectors, keep, num_fresh = _make_block(job, places, known)
             num_encoded += num_fresh
             rows = [
@@ -140,7 +139,7 @@ def _fill(job: EncodeJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
             writer.append(vectors, rows, num_inputs=len(places))
             job.progress(job.label, writer.num_inputs, total)
         num_rows = writer.num_rows
-    replace(manifest, num_rows=num_rows, complete=True).save(folder)
+    replace(job.manifest, num_rows=num_rows, complete=True).save(folder)
     return Encoded(
         folder=VectorFolder.open(folder),
         num_resumed=num_resumed,

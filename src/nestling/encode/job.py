@@ -11,11 +11,14 @@ from jaxtyping import Float32
 from nestling.core import BadRowPolicy, Dtype, check_unique_ids
 from nestling.core.progress import Progress
 from nestling.data.types import Corpus, Inputs, content_hash
-from nestling.encode.batches import take_inputs
+from nestling.encode.batches import take_inputs, text_batches
 from nestling.encode.protocol import Encoder, Role
 from nestling.encode.vector_folder import STORED_DTYPES, Manifest
 from nestling.encode.vectors import VectorsEncoder
 from nestling.errors import DataError, DimensionError, EncoderError, VectorError
+
+BLOCK_CHARACTERS = 250_000
+"""Most characters per block: a minute's work at most for a transformer on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class EncodeJob:
         ids: One unique id per input.
         role: Queries or documents.
         dtype: Number format on disk, float32 or float16.
-        block_rows: Inputs per block.
+        block_rows: Most inputs per block; long texts make shorter blocks.
         bad_rows: What to do with rows that cannot be compared.
         label: What to call the work when telling how far it is.
         progress: Told after every block.
@@ -90,6 +93,16 @@ class EncodeJob:
         if self.is_lookup:
             return [content_hash(f"{place}:{name}") for place, name in enumerate(self.ids)]
         return content_hashes(self.inputs)
+
+    def block_from(self, start: int) -> range:
+        """Return the places of the block that starts at `start`, by rule and never by the clock."""
+        stop = min(start + self.block_rows, len(self.ids))
+        if isinstance(self.inputs, np.ndarray):
+            return range(start, stop)
+        texts = text_batches(
+            self.inputs[start:stop], max_texts=self.block_rows, max_characters=BLOCK_CHARACTERS
+        )
+        return range(start, start + len(next(texts)))
 
     def encode(self, places: Sequence[int]) -> Float32[np.ndarray, "rows embed_dim"]:
         """Return the vectors of the inputs at some places.

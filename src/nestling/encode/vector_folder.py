@@ -45,7 +45,7 @@ class Manifest:
         role: Whether they were encoded as queries or as documents.
         dtype: Number format of `vectors.bin`, float32 or float16.
         num_inputs: Inputs to encode.
-        block_rows: Inputs per block.
+        block_rows: Most inputs per block.
         num_rows: Vectors, once all are there: fewer than inputs if bad rows were dropped.
         complete: Whether all inputs were encoded.
     """

@@ -9,9 +9,9 @@ from nestling.core import Dtype, take_prefix
 from nestling.core.progress import Progress
 from nestling.data import ClassificationTask, Inputs
 from nestling.encode import Encoder
-from nestling.encode.job import inputs_hash
 from nestling.errors import DataError
 from nestling.measure.cuts import Cut, clipping_notes
+from nestling.measure.embed import hash_inputs
 from nestling.measure.options import Options, Outcome
 from nestling.measure.ranking import rank
 from nestling.measure.table import Measured, PerQuery
@@ -56,7 +56,7 @@ def run_classification(encoder: Encoder, task: ClassificationTask, options: Opti
         nested_metric="accuracy_1nn",
         query_ids=side.ids[start_of_test:],
         fingerprint=side.fingerprint,
-        corpus_hash=inputs_hash(inputs, ids),
+        corpus_hash=hash_inputs(inputs, ids),
         num_documents=start_of_test,
         notes=[*side.notes, *clipping_notes(cuts)],
     )
@@ -91,7 +91,7 @@ def measure_classification(
     `accuracy_logistic` that of a logistic regression on renormalised prefixes (scikit-learn, C =
     1), fitted for prefixes in every format and for PCA in float32. The train side is coded, the
     test side stays float32, as in search. A test label without a train example counts as an
-    error.
+    error. The seconds are those of the neighbour search.
 
     Returns:
         What was measured, random draws one by one.

@@ -1,5 +1,6 @@
 """Vectors to measure: encoded now, taken from the cache, or read from a file."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 
 from nestling.core import BadRowPolicy, Fingerprint, check_rows, check_same_space
 from nestling.core.progress import Progress
-from nestling.data import Inputs, read_vectors
+from nestling.data import Corpus, Inputs, read_vectors
 from nestling.encode import Encoder, Role, VectorFolder, embed, open_encoder
 from nestling.errors import DataError, VectorError
 
@@ -123,6 +124,16 @@ def read_side(path: Path, *, name: str, bad_rows: BadRowPolicy) -> Side:
         has_known_space=path.is_dir(),
         notes=_dropped_notes(dropped, len(ids), name=name),
     )
+
+
+def hash_inputs(inputs: Inputs, ids: Sequence[str]) -> str:
+    """Return a hash of every id and input in order, as `Corpus.corpus_hash` is for texts."""
+    if not isinstance(inputs, np.ndarray):
+        return Corpus(doc_ids=ids, texts=inputs, source="").corpus_hash
+    digest = hashlib.blake2b(f"{inputs.shape}".encode(), digest_size=16)
+    for name, image in zip(ids, inputs, strict=True):
+        digest.update(f"{len(name)}:{name}".encode() + image.tobytes())
+    return digest.hexdigest()
 
 
 def check_comparable(corpus: Side, queries: Side) -> None:

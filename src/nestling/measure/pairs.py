@@ -9,8 +9,8 @@ from jaxtyping import Float32
 from nestling.core import nested_pair_cosines
 from nestling.data import PairClassificationTask, SimilarityTask
 from nestling.encode import Encoder
-from nestling.encode.job import inputs_hash
 from nestling.measure.cuts import Cut, clipping_notes
+from nestling.measure.embed import hash_inputs
 from nestling.measure.metrics import average_precision, check_gold, check_matches, spearman
 from nestling.measure.options import Options, Outcome
 from nestling.measure.table import Measured
@@ -55,7 +55,7 @@ def run_pairs(
         nested_metric=metric,
         query_ids=[str(pair) for pair in whole],
         fingerprint=texts.fingerprint,
-        corpus_hash=inputs_hash(inputs, ids),
+        corpus_hash=hash_inputs(inputs, ids),
         num_documents=0,
         notes=[*texts.notes, *clipping_notes(cuts)],
     )

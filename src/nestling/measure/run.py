@@ -24,7 +24,7 @@ def measure(
     *,
     model: str | None = None,
     dims: Sequence[int] | None = None,
-    dtypes: Sequence[Dtype] = (Dtype.FLOAT32, Dtype.INT8),
+    dtypes: Sequence[Dtype] = (Dtype.FLOAT32, Dtype.INT8, Dtype.BINARY),
     shortlist_size: int = 100,
     cache: Path | None = None,
     seed: int = 0,

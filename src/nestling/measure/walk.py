@@ -94,7 +94,7 @@ def _walk_chain(chain: Sequence[Row], question: Question, *, confidence: float) 
             ),
         )
         for row, cut, bound, interval, has_passed in zip(
-            chain, cuts, bounds, intervals, passed, strict=False
+            chain[:num_tested], cuts, bounds, intervals, passed[:num_tested], strict=True
         )
     ]
 

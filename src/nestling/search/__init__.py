@@ -1,13 +1,12 @@
 """Tiers store, stages search: plans, the index that runs them, and its engines."""
 
-from nestling.search.engines import ENGINES, engine_class
+from nestling.search.engines import engine_class
 from nestling.search.engines.base import Engine
 from nestling.search.index import Added, Hit, Index
 from nestling.search.plan import Plan, Stage
 from nestling.search.tier import Tier, derive_tier, open_tier
 
 __all__ = [
-    "ENGINES",
     "Added",
     "Engine",
     "Hit",

@@ -51,10 +51,11 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             try:
                 yield building
                 fsync_folder(building)
-                _put_in_place(building, path, overwrite=overwrite)
+                _check_replaceable(path, overwrite=overwrite)
             except BaseException:
                 shutil.rmtree(building)
                 raise
+            _put_in_place(building, path)
 
 
 def restore(path: Path) -> None:
@@ -117,8 +118,7 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def _put_in_place(building: Path, path: Path, *, overwrite: bool) -> None:
-    _check_replaceable(path, overwrite=overwrite)
+def _put_in_place(building: Path, path: Path) -> None:
     if not (path / MANIFEST).exists():
         building.rename(path)
         fsync_folder(path.parent)
@@ -139,12 +139,13 @@ def _put_in_place(building: Path, path: Path, *, overwrite: bool) -> None:
 def _flocked(folder: Path, *, wait: bool) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise WriteError(
+                f"{folder} is being written by another process. Wait until it is done."
+            ) from error
         yield descriptor
-    except BlockingIOError as error:
-        raise WriteError(
-            f"{folder} is being written by another process. Wait until it is done."
-        ) from error
     finally:
         os.close(descriptor)
 

@@ -68,7 +68,8 @@ class Index:
     """An opened index folder; a context manager.
 
     One process at a time may write to a folder, any number may read it. A reader keeps seeing the
-    generation that it opened. An opened index must not cross a fork.
+    generation that it opened. Several threads may search one opened index, but not while one of
+    them adds to it; an opened index must not cross a fork.
 
     Attributes:
         path: The folder.
@@ -339,7 +340,6 @@ class Index:
         )
         manifest.save(self.path)
         self._manifest = manifest
-        # A search in another thread may find a row only once its full vector is there.
         self._vectors = self._map_vectors(manifest)
         self._tier = self._tier.extended(encoded, self._vectors)
         self._engine.add(self._tier)

@@ -24,18 +24,17 @@ class Point:
     Attributes:
         row: The row of the metric the report is about.
         anchor: Id of its table row.
-        interval: The full-width value less the bootstrap interval of the paired loss; None if
-            there are no values per query.
         kept: Share of the full-width value; None without a positive full-width value.
-        kept_interval: Paired bootstrap interval of `kept`.
+        kept_interval: Paired bootstrap interval of `kept`; None without values per query.
+        interval: `kept_interval` of the measured full-width value, in points of the metric.
         others: Values of the other metrics of this cut, by name.
     """
 
     row: Row
     anchor: str
-    interval: Interval | None
     kept: float | None
     kept_interval: Interval | None
+    interval: Interval | None
     others: dict[str, float]
 
     @property
@@ -78,21 +77,24 @@ def group_series(results: Results, metric: str, *, confidence: float) -> tuple[S
         )
     main.sort(key=lambda row: row.dim)
     reference = reference_row(results, metric)
-    intervals = _paired_intervals(main, reference, confidence)
+    # A share of nothing, or of less than nothing, says nothing.
+    full_value = None if reference is None or reference.value <= 0 else reference.value
+    intervals = _kept_intervals(main, reference, confidence) if full_value else {}
     others: dict[tuple[_Key, int], dict[str, float]] = {}
     for row in results.rows:
         if row.metric != metric:
             others.setdefault((_series_key(row), row.dim), {})[row.metric] = row.value
     lines: dict[_Key, list[Point]] = {}
-    for number, (row, (interval, kept_interval)) in enumerate(zip(main, intervals, strict=True)):
-        # A share of nothing, or of less than nothing, says nothing.
-        can_share = reference is not None and reference.value > 0
+    for number, row in enumerate(main):
+        interval = intervals.get(number)
         point = Point(
             row=row,
             anchor=f"row-{number}",
-            interval=interval,
-            kept=row.value / reference.value if reference is not None and can_share else None,
-            kept_interval=kept_interval if can_share else None,
+            kept=None if full_value is None else row.value / full_value,
+            kept_interval=interval,
+            interval=None
+            if full_value is None or interval is None
+            else (full_value * interval[0], full_value * interval[1]),
             others=others.get((_series_key(row), row.dim), {}),
         )
         lines.setdefault(_series_key(row), []).append(point)
@@ -123,26 +125,21 @@ def _series_order(key: _Key) -> tuple[int, str, int, int]:
     return rank, family, list(Dtype).index(dtype), shortlist_size
 
 
-def _paired_intervals(
+def _kept_intervals(
     rows: Sequence[Row], reference: Row | None, confidence: float
-) -> list[tuple[Interval | None, Interval | None]]:
-    """Return per row the interval of its value and that of its share of the full-width value.
+) -> dict[int, Interval]:
+    """Return the interval of the kept share by number of row; empty without values per query.
 
-    Both come from the paired loss: queries differ far more from each other than the cuts of one
+    It comes from the paired loss: queries differ far more from each other than the cuts of one
     query do, and it is the loss that a choice is about.
     """
-    if reference is None or any(row.per_query is None for row in rows) or not reference.per_query:
-        return [(None, None)] * len(rows)
-    full = per_query_array(reference)
-    cuts = np.stack([per_query_array(row) for row in rows])
-    losses, shares = (
-        bootstrap_loss_intervals(full, cuts, relative=relative, confidence=confidence, seed=0)
-        for relative in (False, True)
+    if reference is None or any(row.per_query is None for row in (reference, *rows)):
+        return {}
+    losses = bootstrap_loss_intervals(
+        per_query_array(reference),
+        np.stack([per_query_array(row) for row in rows]),
+        relative=True,
+        confidence=confidence,
+        seed=0,
     )
-    return [
-        (
-            (reference.value - float(loss[1]), reference.value - float(loss[0])),
-            (1.0 - float(share[1]), 1.0 - float(share[0])),
-        )
-        for loss, share in zip(losses, shares, strict=True)
-    ]
+    return {number: (1.0 - high, 1.0 - low) for number, (low, high) in enumerate(losses.tolist())}

@@ -32,7 +32,6 @@ class FlatEngine(Engine):
     @classmethod
     def build(cls, tier: Tier, *, progress: Progress = silent) -> "FlatEngine":
         """Take the tier as it is: nothing is kept beyond it."""
-        progress("build flat engine", len(tier), len(tier))
         return cls(tier)
 
     def add(self, tier: Tier) -> None:

@@ -1,0 +1,18 @@
+"""Files a verb writes."""
+
+from pathlib import Path
+
+from nestling.errors import WriteError
+
+
+def refuse_to_overwrite(out: Path, overwrite: bool) -> None:
+    """Refuse a JSON file, or the report beside it, that is there already, before any work is done.
+
+    Raises:
+        WriteError: If one is there and `overwrite` is false.
+    """
+    for path in (out, out.with_suffix(".html")):
+        if path.exists() and not overwrite:
+            raise WriteError(
+                f"{path} exists and is never overwritten silently. Pass --overwrite or another --out."
+            )
