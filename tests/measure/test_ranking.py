@@ -123,3 +123,17 @@ def test_a_memory_mapped_corpus_gives_the_same(tmp_path, nested_vectors, nested_
         np.testing.assert_array_equal(
             first.metrics["overlap_at_10"], second.metrics["overlap_at_10"]
         )
+
+
+def test_a_float16_corpus_is_scored_in_float32(nested_vectors, nested_queries):
+    halved = nested_vectors.astype(np.float16)
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=[Dtype.INT8], seed=0)
+    first, second = (
+        measure_search(
+            corpus, nested_queries, cuts, judge=judge, shortlist_size=50, progress=silent
+        )
+        for corpus in (halved, halved.astype(np.float32))
+    )
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.metrics["found"], other.metrics["found"])
+        np.testing.assert_array_equal(one.metrics["overlap_at_10"], other.metrics["overlap_at_10"])

@@ -186,7 +186,7 @@ class ViewPass:
 def _read_only(rows: Rows) -> Rows:
     # Compiled code has one version per kind of array: so that it is always the same one.
     view = rows.view()
-    pass
+    view.flags.writeable = False
     return view
 
 

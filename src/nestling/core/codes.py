@@ -65,8 +65,9 @@ class Int8Codec:
         """
         if len(sample) == 0:
             raise VectorError("`sample` must hold at least one vector to calibrate int8, got none.")
-        largest = np.abs(sample).max(axis=0)
-        return cls(np.where(largest == 0.0, 1.0, largest / 127.0).astype(np.float32))
+        # In float16 the scale of a faint dimension would lose its digits, or vanish.
+        scale = np.abs(sample).max(axis=0).astype(np.float32) / 127
+        return cls(np.where(scale == 0, np.float32(1), scale))
 
     def encode(
         self, embeddings: Float[np.ndarray, "rows dim"]

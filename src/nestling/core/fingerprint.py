@@ -54,7 +54,7 @@ class Fingerprint:
         """
         try:
             return cls(space=Space(**data["space"]), encoder=dict(data["encoder"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"`fingerprint` must hold a space and an encoder as nestling writes them, got {data!r}."
             ) from error

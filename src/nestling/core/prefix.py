@@ -11,11 +11,14 @@ from nestling.core.dims import check_dim, check_dims
 def normalize(embeddings: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]:
     """Scale each row to unit L2 norm; all-zero rows stay zero.
 
+    Norms are taken in float32 at least: the squares of float16 values overflow at 256.
+
     Returns:
         A new array of the same dtype. The input is never written to.
     """
-    norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    return embeddings / np.where(norms == 0.0, 1.0, norms).astype(embeddings.dtype)
+    wide = embeddings.astype(np.promote_types(embeddings.dtype, np.float32), copy=False)
+    norms = np.linalg.norm(wide, axis=-1, keepdims=True)
+    return (wide / np.where(norms == 0, 1, norms)).astype(embeddings.dtype, copy=False)
 
 
 def take_prefix(
@@ -51,17 +54,18 @@ def prefix_norms(
         dims: Ascending unique prefix widths.
 
     Returns:
-        Norms of the input's dtype, one column per width, in the order of `dims`.
+        Norms in float32, or float64 if the input is; one column per width, in the order of `dims`.
 
     Raises:
         DimensionError: If `dims` breaks the rules of `check_dims`.
     """
     widths = check_dims(dims, embeddings.shape[-1])
-    squares = np.empty((len(embeddings), len(widths)), dtype=embeddings.dtype)
+    dtype = np.promote_types(embeddings.dtype, np.float32)
+    squares = np.empty((len(embeddings), len(widths)), dtype=dtype)
     start = 0
     for column, width in enumerate(widths):
         band = embeddings[:, start:width]
-        np.einsum("ij,ij->i", band, band, out=squares[:, column])
+        np.einsum("ij,ij->i", band, band, out=squares[:, column], dtype=dtype)
         start = width
     np.cumsum(squares, axis=1, out=squares)
     return np.sqrt(squares, out=squares)

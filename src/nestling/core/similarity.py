@@ -29,16 +29,18 @@ def nested_pair_cosines(
     """Return the cosine of row i of `left` with row i of `right` at every width.
 
     Each coordinate is read once: dot products and norms of a wider prefix continue those of the
-    narrower one. A zero prefix scores 0.
+    narrower one. A zero prefix scores 0. Sums are taken in float32 at least.
 
     Raises:
         DimensionError: If `dims` breaks the rules of `check_dims`.
     """
     widths = check_dims(dims, left.shape[-1])
-    dots = np.empty((len(left), len(widths)), dtype=left.dtype)
+    dtype = np.result_type(left.dtype, right.dtype, np.float32)
+    dots = np.empty((len(left), len(widths)), dtype=dtype)
     start = 0
     for column, width in enumerate(widths):
-        np.einsum("ij,ij->i", left[:, start:width], right[:, start:width], out=dots[:, column])
+        bands = left[:, start:width], right[:, start:width]
+        np.einsum("ij,ij->i", *bands, out=dots[:, column], dtype=dtype)
         start = width
     np.cumsum(dots, axis=1, out=dots)
     norms = prefix_norms(left, widths) * prefix_norms(right, widths)
