@@ -68,6 +68,7 @@ def test_the_uri_opens_it_and_the_fingerprint_says_where(server):
         "max_tokens": "5",
         "tokens": "estimated as UTF-8 bytes / 4",
     }
+    assert encoder.fingerprint.origin == {"model": "openai:served", "base_url": server.base_url}
     assert KEY not in str(encoder.fingerprint)
 
 

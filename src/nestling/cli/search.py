@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Search an index; the query is encoded by the model that encoded the documents."""
     index = Index.open(index_folder)
-    opened = open_encoder(_model_of(index, model), **encoder)
+    opened = open_encoder(**_how_to_open(index, model, **encoder))
     index.check_encoder(opened.fingerprint)
     vector = opened.encode([query], role="query")
     started_s = time.perf_counter()
@@ -56,13 +56,20 @@ def command(
     )
 
 
-def _model_of(index: Index, model: str | None) -> str:
-    uri = model or index.fingerprint.encoder.get("uri")
-    if uri is None:
+def _how_to_open(
+    index: Index, model: str | None, *, base_url: str | None, max_tokens: int | None
+) -> dict[str, Any]:
+    # The index remembers the encoder of its documents; a model named here replaces all of that.
+    origin = index.fingerprint.origin if model is None else {"model": model}
+    if "model" not in origin:
         raise click.UsageError(
             f"{index.path} does not say which model encodes its queries: name it with --model."
         )
-    return uri
+    return {
+        "uri": origin["model"],
+        "base_url": base_url or origin.get("base_url"),
+        "max_tokens": max_tokens,
+    }
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:

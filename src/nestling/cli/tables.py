@@ -5,14 +5,18 @@ from itertools import groupby
 from rich.table import Table
 
 from nestling.cli.terminal import sparkline
+from nestling.core import Dtype
 from nestling.measure import Decision, Results, Row
+
+FAMILIES = ("prefix", "funnel", "pca", "random")
+"""From what a user deploys to what it is compared with."""
 
 
 def results_table(results: Results) -> Table:
     """Return the main metric by width: one line per family and number format, one column per width."""
     rows = sorted(
         (row for row in results.rows if row.metric == results.main_metric),
-        key=lambda row: (row.family, row.dtype, row.dim),
+        key=lambda row: (FAMILIES.index(row.family), list(Dtype).index(row.dtype), row.dim),
     )
     dims = sorted({row.dim for row in rows})
     table = Table(title=f"{results.main_metric} by width, {rows[0].model} on {rows[0].task}")
@@ -65,7 +69,10 @@ def steps_table(decision: Decision, *, embed_dim: int) -> Table:
 
 
 def _missing(queries_needed: int | None) -> str:
-    return "loss too large" if queries_needed is None else f"needs about {queries_needed:,} queries"
+    if queries_needed is None:
+        return "loss too large"
+    # An extrapolation: more than two digits would claim too much.
+    return f"needs about {int(float(f'{queries_needed:.2g}')):,} queries"
 
 
 def _family_label(family: str, row: Row) -> str:

@@ -28,6 +28,7 @@ def naming_write_errors(path: Path) -> Iterator[None]:
             errno.EFBIG: "the file would be larger than the limit of this process. Raise `ulimit -f`",
             errno.ENOTDIR: "a file is where a folder should be. Name another folder",
             errno.EEXIST: "a file is where a folder should be. Name another folder",
+            errno.EISDIR: "a folder is where the file should go. Name another file",
         }.get(error.errno or 0)
         if advice is None:
             raise
@@ -80,6 +81,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise FormatError(f"no file {path}. Check the path.") from error
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}. Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FormatError(
             f"{path} is not a JSON file: {error}. Make it again with the command that wrote it."

@@ -1,6 +1,6 @@
 """What made a vector, and which vectors may be compared with it."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nestling.errors import FingerprintError, FormatError
@@ -36,24 +36,31 @@ class Fingerprint:
         space: What makes scores comparable.
         encoder: Who made the vectors: backend, prompts, token limit. Differences here are
             allowed; they are kept to explain a result, not to refuse one.
+        origin: How to open the encoder again: `model`, its URI, and for an endpoint `base_url`.
+            A hint that is never compared: a model folder may move.
     """
 
     space: Space
     encoder: dict[str, str]
+    origin: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Fingerprint":
+    def from_json(cls, data: Any) -> "Fingerprint":
         """Read what `to_json` wrote.
 
         Raises:
             FormatError: If a field is missing or unknown.
         """
         try:
-            return cls(space=Space(**data["space"]), encoder=dict(data["encoder"]))
+            return cls(
+                space=Space(**data["space"]),
+                encoder=dict(data["encoder"]),
+                origin=dict(data["origin"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"`fingerprint` must hold a space and an encoder as nestling writes them, got {data!r}."

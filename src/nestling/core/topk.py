@@ -34,7 +34,8 @@ def top_k(
     """
     if rows is None:
         rows = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    scores = np.where(rows < 0, -np.inf, scores)
+    else:
+        scores = np.where(rows < 0, -np.inf, scores)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     best_rows = np.full((len(scores), k), -1, dtype=np.int64)
     best_scores = np.full((len(scores), k), -np.inf, dtype=np.float32)

@@ -53,6 +53,11 @@ def texts_only(inputs: Inputs, *, model: str) -> list[str]:
     return list(inputs)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return a foreign error's message on one line, without a full stop, to stand in a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def hash_files(paths: Iterable[Path]) -> str:
     """Return one hash over the names and contents of some files: the revision of local weights."""
     digest = hashlib.blake2b(digest_size=16)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +149,8 @@ def cache_folder(
     Its name says which encoder made it (space and settings), of what, and in which role, so that
     a change of any of them is another folder.
     """
-    maker = content_hash(json.dumps(fingerprint.to_json(), sort_keys=True))
+    made_by = {"space": asdict(fingerprint.space), "encoder": fingerprint.encoder}
+    maker = content_hash(json.dumps(made_by, sort_keys=True))
     return (root or cache_root()) / "vectors" / f"{maker}-{corpus_hash}-{role}"
 
 

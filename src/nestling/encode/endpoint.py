@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from nestling.encode.batches import reason_of
 from nestling.errors import EncoderError, MissingExtraError
 
 RETRIED_STATUSES = frozenset({408, 409, 429})
@@ -65,6 +66,11 @@ class EmbeddingEndpoint:
         """Where requests go, without any password in it."""
         return str(self._url.copy_with(username=None, password=None, query=None))
 
+    @property
+    def base_url(self) -> str:
+        """Root of the API, without any password in it."""
+        return self.address.removesuffix("/embeddings")
+
     def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
         """Return one vector per text, as the server made them.
 
@@ -105,7 +111,7 @@ class EmbeddingEndpoint:
             try:
                 response = self._client.post(self._url, json=request)
             except self._transport_error as error:
-                failure = f"could not be reached: {self._hide_key(str(error) or repr(error))}"
+                failure = f"could not be reached: {self._hide_key(reason_of(error))}"
             else:
                 if response.is_success:
                     return self._read_items(response)

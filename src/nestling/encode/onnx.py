@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from nestling.core import Fingerprint, Space, check_nesting_dims
 from nestling.core.files import read_json
 from nestling.data.types import Inputs
-from nestling.encode.batches import hash_files, texts_only
+from nestling.encode.batches import hash_files, reason_of, texts_only
 from nestling.encode.normalization import apply_normalization, check_normalization, normalization_of
 from nestling.encode.onnx_graphs import Graph, ImageGraph, TextGraph, open_graph
 from nestling.encode.protocol import Role
@@ -114,6 +114,7 @@ class OnnxEncoder:
                 "document_prompt": self._settings.prompts.get("document", ""),
                 "max_tokens": str(self.max_tokens),
             },
+            origin={"model": self._uri},
         )
 
     @property
@@ -184,4 +185,6 @@ def _open_session(path: Path, *, uri: str) -> Any:
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's errors have no common base of their own
-        raise EncoderError(f"{uri} cannot be opened: {error}. Export the graph again.") from error
+        raise EncoderError(
+            f"{uri} cannot be opened: {reason_of(error)}. Export the graph again."
+        ) from error

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 
 from nestling.data.types import Images
+from nestling.encode.batches import reason_of
 from nestling.errors import EncoderError
 
 BATCH_SIZE = 32
@@ -50,7 +51,9 @@ class Graph:
         try:
             (made,) = self.session.run([output], feeds)
         except Exception as error:  # onnxruntime's errors have no common base of their own
-            raise EncoderError(f"{self.uri} failed: {error}. Check the graph.") from error
+            raise EncoderError(
+                f"{self.uri} failed: {reason_of(error)}. Check the graph."
+            ) from error
         if made.ndim == 2:
             return made
         if made.ndim != 3:

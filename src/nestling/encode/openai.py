@@ -71,6 +71,7 @@ class OpenAIEncoder:
                 "max_tokens": str(max_tokens),
                 "tokens": f"estimated as UTF-8 bytes / {BYTES_PER_TOKEN}",
             },
+            origin={"model": f"openai:{name}", "base_url": self._endpoint.base_url},
         )
 
     @property

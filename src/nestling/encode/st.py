@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from nestling.core import Fingerprint, Space, check_nesting_dims
 from nestling.data.types import Inputs
-from nestling.encode.batches import texts_only
+from nestling.encode.batches import reason_of, texts_only
 from nestling.encode.normalization import apply_normalization, normalization_of
 from nestling.encode.protocol import Role
 from nestling.errors import EncoderError, MissingExtraError
@@ -53,6 +53,7 @@ class SentenceTransformersEncoder:
                 "prompts": json.dumps(self._model.prompts, sort_keys=True),
                 "max_tokens": str(self.max_tokens),
             },
+            origin={"model": self._uri},
         )
 
     @property
@@ -110,7 +111,7 @@ class SentenceTransformersEncoder:
             made = encode(texts, show_progress_bar=False, convert_to_numpy=True)
         except (RuntimeError, IndexError) as error:
             raise EncoderError(
-                f"{self._uri} failed on {len(texts)} texts: {error}. "
+                f"{self._uri} failed on {len(texts)} texts: {reason_of(error)}. "
                 f"If memory is short or texts are too long, lower `max_tokens`."
             ) from error
         return np.asarray(made, dtype=np.float32)
@@ -147,8 +148,8 @@ def _load(name: str, *, uri: str) -> Any:
             return sentence_transformers.SentenceTransformer(name)
     except Exception as error:  # the hub and the model's own code raise whatever they like
         raise EncoderError(
-            f"{uri} cannot be opened: {error}. Name a folder or a hub id; without a network, a hub model "
-            f"must have been downloaded before."
+            f"{uri} cannot be opened: {reason_of(error)}. Name a folder or a hub id; without a network, a "
+            f"hub model must have been downloaded before (HF_HUB_OFFLINE=1 then spares the wait)."
         ) from error
 
 

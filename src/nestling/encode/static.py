@@ -69,6 +69,7 @@ class StaticEncoder:
                 embed_dim=self._table.shape[1],
             ),
             encoder={"backend": "static", "max_tokens": str(max_tokens)},
+            origin={"model": "static:wordllama"},
         )
 
     @property

@@ -1,5 +1,6 @@
 """What was measured, as data: rows, what they were measured on, and by what."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nestling.core import Dtype, Fingerprint
-from nestling.core.files import read_json, write_json
+from nestling.core.files import read_json, write_atomically
 from nestling.errors import EvidenceError, FormatError, WriteError
 
 RESULTS_VERSION = 1
@@ -161,7 +162,8 @@ class Results:
             raise WriteError(
                 f"{path} exists and is never overwritten silently. Pass --overwrite or another --out."
             )
-        write_json(path, self.to_json())
+        # One line: indented, every value per query would stand on a line of its own.
+        write_atomically(path, json.dumps(self.to_json(), allow_nan=False).encode())
 
     @classmethod
     def load(cls, path: Path) -> "Results":
