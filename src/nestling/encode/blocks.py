@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -27,8 +27,7 @@ ROWS_FILE = "rows.jsonl"
 BLOCKS_FILE = "blocks.jsonl"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One line of `rows.jsonl`.
 
     Attributes:

@@ -18,7 +18,7 @@ from nestling.encode.protocol import Encoder, Role
 from nestling.encode.vector_folder import Manifest, VectorFolder
 from nestling.errors import FormatError, VectorError
 
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 4096
 """Most inputs per block: a kill costs one block, and each block waits for the disk three times."""
 
 LABELS: dict[Role, str] = {"query": "encoding queries", "document": "encoding documents"}
