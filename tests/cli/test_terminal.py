@@ -1,0 +1,87 @@
+"""Sparklines, progress and tables."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
+
+from nestling.cli.tables import results_table, steps_table
+from nestling.cli.terminal import SPARKS, progress_bars, sparkline
+from nestling.core import Dtype
+from nestling.measure import choose
+from tests.measure.handmade import make_results
+
+
+def text_of(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    printed = console.file
+    assert isinstance(printed, io.StringIO)
+    return printed.getvalue()
+
+
+def test_sparkline_rises_with_the_values() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == f"{SPARKS[0]}{SPARKS[4]}{SPARKS[7]}"
+
+
+def test_sparkline_leaves_room_for_what_is_missing() -> None:
+    assert sparkline([0.0, float("nan"), 1.0]) == f"{SPARKS[0]} {SPARKS[7]}"
+
+
+def test_sparkline_of_nothing() -> None:
+    assert sparkline([]) == ""
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+def test_sparkline_keeps_the_order(values: list[float]) -> None:
+    line = sparkline(values)
+    heights = [SPARKS.index(mark) for mark in line]
+    for (left, low), (right, high) in zip(
+        zip(values, heights, strict=True), zip(values[1:], heights[1:], strict=True), strict=False
+    ):
+        assert (low <= high) if left <= right else (low >= high)
+
+
+def test_progress_in_a_log_is_one_line_per_label(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as progress:
+        for done in range(4):
+            progress("encoding", done, 3)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("encoding: 3 in ")
+
+
+def test_results_table_names_prefixes_first_and_says_what_a_funnel_is() -> None:
+    values = np.full(50, 0.8)
+    results = make_results(
+        values,
+        {("funnel", 64, Dtype.INT8): values, ("prefix", 64, Dtype.INT8): values / 2},
+    )
+    printed = text_of(results_table(results))
+    assert printed.index("prefix") < printed.index("funnel (top 100 reranked)")
+    assert "0.4000" in printed
+    assert "ndcg_at_10" in printed
+
+
+def test_steps_table_tells_certified_from_missing_and_hopeless() -> None:
+    generator = np.random.default_rng(0)
+    full = generator.uniform(0.5, 1.0, 400)
+    results = make_results(
+        full,
+        {
+            ("prefix", 512, Dtype.FLOAT32): full,
+            ("prefix", 256, Dtype.FLOAT32): full * 0.5,
+            ("funnel", 512, Dtype.INT8): np.clip(
+                full * 0.985 + generator.normal(0, 0.2, 400), 0, 1
+            ),
+        },
+    )
+    printed = text_of(steps_table(choose(results, max_loss=0.05), embed_dim=results.embed_dim))
+    assert "certified" in printed
+    assert "loss too large" in printed
+    assert "2.0x" in printed
