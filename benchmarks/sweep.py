@@ -164,8 +164,9 @@ def time_single_query(corpus: np.ndarray, queries: np.ndarray, rounds: int) -> S
         best = np.argpartition(scores, -10)[-10:]
         return best[np.argsort(-scores[best])]
 
-    jobs: dict[str, Callable[[], object]] = {"all 8 widths at once": lambda: None}
-    jobs["all 8 widths at once"] = partial(nested_top_k, corpus, [view(queries[:1])], DIMS, 10)
+    jobs: dict[str, Callable[[], object]] = {
+        "all 8 widths at once": partial(nested_top_k, corpus, [view(queries[:1])], DIMS, 10)
+    }
     for dim in unit:
         ours = partial(nested_top_k, unit[dim], [view(query[dim])], (dim,), 10)
         jobs |= {f"{dim}-d": ours, f"{dim}-d, plain NumPy": partial(plain, dim)}
@@ -176,7 +177,13 @@ def time_single_query(corpus: np.ndarray, queries: np.ndarray, rounds: int) -> S
 
 
 @njit(nogil=True)
-def multiply_all(panels, query_panels, widths, dots, num_tiles):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+def multiply_all(
+    panels: np.ndarray,
+    query_panels: np.ndarray,
+    widths: np.ndarray,
+    dots: np.ndarray,
+    num_tiles: int,
+) -> None:
     for _ in range(num_tiles):
         for group in range(len(query_panels)):
             start = 0
@@ -188,7 +195,7 @@ def multiply_all(panels, query_panels, widths, dots, num_tiles):  # type: ignore
 
 
 @njit(nogil=True)
-def pack_all(rows, widths, panels, norms):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+def pack_all(rows: np.ndarray, widths: np.ndarray, panels: np.ndarray, norms: np.ndarray) -> None:
     tile = norms.shape[1]
     for start in range(0, len(rows), tile):
         _kernels.pack_rows(rows[start : start + tile], widths, panels, norms)
@@ -279,10 +286,14 @@ def verdicts(timed: dict[int, Seconds], memory: float) -> list[str]:
         faster = ratio(seconds, "scratch", "nested")
         dearer = ratio(seconds, "nested", "scratch, full width alone")
         lines += [
-            f"- k = {k}: **{faster:.1f}x faster** than every prefix from scratch "
-            f"(goal 2x, hoped for 3x): {'met' if faster >= 2 else 'MISSED'}",
-            f"- k = {k}: all 8 prefixes cost **{dearer:.2f}x the full-width evaluation alone** "
-            f"(goal: at most 2.2x): {'met' if dearer <= 2.2 else 'MISSED'}",
+            (
+                f"- k = {k}: **{faster:.1f}x faster** than every prefix from scratch "
+                f"(goal 2x, hoped for 3x): {'met' if faster >= 2 else 'MISSED'}"
+            ),
+            (
+                f"- k = {k}: all 8 prefixes cost **{dearer:.2f}x the full-width evaluation alone** "
+                f"(goal: at most 2.2x): {'met' if dearer <= 2.2 else 'MISSED'}"
+            ),
         ]
     lines.append(
         f"- peak memory **{memory:.2f}x the vectors** (goal: under 2x): "
@@ -313,8 +324,10 @@ def sides_table(seconds: Seconds) -> str:
 def profile_table(before: sides.Spent, ours: dict[int, dict[str, float]]) -> str:
     total = sum(before.values())
     rows = [
-        f"| BLAS and NumPy, nested | {before['product']:.2f} | {before['selection']:.2f} | "
-        f"{before['copy and norms']:.2f} | {total:.2f} |"
+        (
+            f"| BLAS and NumPy, nested | {before['product']:.2f} | {before['selection']:.2f} | "
+            f"{before['copy and norms']:.2f} | {total:.2f} |"
+        )
     ]
     rows += [
         f"| `nested_top_k`, k = {k} | {parts['product']:.2f} | {parts['scan']:.2f} | "
@@ -357,14 +370,18 @@ def write_report(
     machine, _ = describe_machine()
     blocks = [
         "# All prefixes in one pass",
-        f"{datetime.now(UTC):%Y-%m-%d}. {machine}. Python {platform.python_version()}, {versions}. "
-        f"One-minute load {loads[0]:.2f} before and {loads[1]:.2f} after.",
-        f"`python benchmarks/sweep.py --rounds {options.rounds} --rows {options.rows}`: "
-        f"{options.rows:,} x {FULL:,} float32 vectors, {NUM_QUERIES:,} queries, prefixes "
-        f"{', '.join(map(str, DIMS))}. All sides in turn, {options.rounds} rounds; ratios are medians "
-        f"of the rounds' ratios. NumPy sides use both cores, and the fastest of the chunk sizes "
-        f"{CHUNKS_TRIED}: {chunks['partition']} with argpartition, {chunks['threshold']} with "
-        f"thresholds.",
+        (
+            f"{datetime.now(UTC):%Y-%m-%d}. {machine}. Python {platform.python_version()}, {versions}. "
+            f"One-minute load {loads[0]:.2f} before and {loads[1]:.2f} after."
+        ),
+        (
+            f"`python benchmarks/sweep.py --rounds {options.rounds} --rows {options.rows}`: "
+            f"{options.rows:,} x {FULL:,} float32 vectors, {NUM_QUERIES:,} queries, prefixes "
+            f"{', '.join(map(str, DIMS))}. All sides in turn, {options.rounds} rounds; ratios are medians "
+            f"of the rounds' ratios. NumPy sides use both cores, and the fastest of the chunk sizes "
+            f"{CHUNKS_TRIED}: {chunks['partition']} with argpartition, {chunks['threshold']} with "
+            f"thresholds."
+        ),
         agreement,
         "\n".join(verdicts(timed, worst)),
     ]
@@ -372,8 +389,10 @@ def write_report(
         blocks += [f"## Top {k}", sides_table(seconds)]
     blocks += [
         "## Where the time goes",
-        "BLAS and NumPy: one run on all cores, k = 10. `nested_top_k`: the share of one of two "
-        "threads (half of the queries, all rows), run alone; selection is what is left of the whole.",
+        (
+            "BLAS and NumPy: one run on all cores, k = 10. `nested_top_k`: the share of one of two "
+            "threads (half of the queries, all rows), run alone; selection is what is left of the whole."
+        ),
         profile_table(before, ours),
         floor_text(ours[10], options.rows),
         "## Three views in one pass, k = 10",
@@ -385,16 +404,20 @@ def write_report(
             ],
         ),
         "## One query, k = 10",
-        "Plain NumPy is `x @ q` and argpartition on vectors normalised beforehand; `nested_top_k` "
-        "takes the norms as it goes.",
+        (
+            "Plain NumPy is `x @ q` and argpartition on vectors normalised beforehand; `nested_top_k` "
+            "takes the norms as it goes."
+        ),
         table(
             "| | milliseconds: median (range) |",
             [f"| {name} | {spread(values, 1e3)} |" for name, values in single.items()],
         ),
         "## Memory",
-        f"Peak resident memory of a process that loads the vectors ({vectors_mb:.0f} MiB) and sweeps "
-        f"them once with k = 100. Interpreter, libraries and compiled code count, and so do the "
-        f"pages of a memory map.",
+        (
+            f"Peak resident memory of a process that loads the vectors ({vectors_mb:.0f} MiB) and sweeps "
+            f"them once with k = 100. Interpreter, libraries and compiled code count, and so do the "
+            f"pages of a memory map."
+        ),
         table(
             "| vectors | MiB before | MiB at the peak | relative to the vectors |",
             [

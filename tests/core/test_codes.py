@@ -62,7 +62,7 @@ def test_a_dimension_without_values_gets_scale_one() -> None:
 
 
 def test_calibration_needs_finite_vectors() -> None:
-    with pytest.raises(VectorError, match=r"`sample` must hold at least one vector.*got none"):
+    with pytest.raises(VectorError, match=r"`vectors` must hold at least one row.*got none"):
         Int8Codec.calibrate(np.zeros((0, 3), np.float32))
     for bad in (np.nan, np.inf):
         with pytest.raises(VectorError, match=r"`scale` must be positive and finite.*Calibrate on"):

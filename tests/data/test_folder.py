@@ -200,3 +200,8 @@ def test_changing_one_paragraph_leaves_other_sections(tmp_path: Path) -> None:
     make_folder(tmp_path, {"guide.md": GUIDE.replace("Call it.", "Call it twice a day.")})
     after = read_text_folder(folder, chunking=chunking())
     assert set(before.texts) - set(after.texts) == {"## Use\n\nCall it."}
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read the folder .*gone: No such file"):
+        read_text_folder(tmp_path / "gone", chunking=None)

@@ -40,3 +40,10 @@ def test_line_must_be_an_object(write: Write) -> None:
 def test_deep_nesting_is_an_error_not_a_crash(write: Write) -> None:
     with pytest.raises(DataError, match="must be JSON"):
         list(read_jsonl(write("a.jsonl", "[" * 100_000)))
+
+
+def test_a_number_too_long_to_read_is_named(write: Write) -> None:
+    with pytest.raises(DataError, match=r"line 2 of .* must be JSON, got .*4300 digits"):
+        list(
+            read_jsonl(write("a.jsonl", '{"text": "x"}\n{"text": "x", "n": ' + "1" * 5000 + "}\n"))
+        )

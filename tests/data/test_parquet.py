@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nestling.data.parquet import has_text_column, read_parquet, read_vector_column
+from nestling.data.records import build_corpus
 from nestling.errors import DataError, MissingExtraError, VectorError
 
 
@@ -107,3 +108,29 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'nestling\[parquet\]'"):
         list(read_parquet(path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": [b"hello"]}, "`text` must be a string, got b'hello' in row 0"),
+        ({"text": ["x"], "id": [b"1"]}, "`id` must be a string or a whole number, got b'1'"),
+    ],
+)
+def test_bytes_are_not_taken_for_text(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    path = save(tmp_path / "a.parquet", columns)
+    with pytest.raises(DataError, match=message):
+        build_corpus(read_parquet(path), path)
+
+
+@pytest.mark.parametrize(
+    "columns", [{"text": ["x"] * 2}, {"vector": [[1.0, 2.0]], "id": [1]}], ids=["text", "vector"]
+)
+def test_damaged_pages_are_named(tmp_path: Path, columns: dict[str, Any]) -> None:
+    path = save(tmp_path / "a.parquet", columns)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 30 + content[34:])
+    with pytest.raises(DataError, match=r"a\.parquet must be a Parquet file, got something else"):
+        list(read_parquet(path)) if "text" in columns else read_vector_column(path)

@@ -68,3 +68,9 @@ def test_ragged_row(write: Write) -> None:
         match=r"line 3 of .* must have 2 cells like the first row, got 3\. A cell of a CSV",
     ):
         list(read_table(write("a.csv", "id,text\n1,x\n2,y,z\n")))
+
+
+def test_columns_of_one_name_are_refused(write: Write) -> None:
+    with pytest.raises(DataError, match=r"a\.csv must name each column once, got 'id' again"):
+        list(read_table(write("a.csv", "id,text,id\n1,x,2\n")))
+    assert len(list(read_table(write("b.csv", "text,,\nx,,\n")))) == 1

@@ -119,6 +119,13 @@ def test_ids_that_do_not_match(tmp_path: Path, matrix: np.ndarray) -> None:
         read_vectors(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("ids", [[b"a", b"b"], [1.0, 2.0]], ids=["bytes", "floats"])
+def test_ids_of_another_type(tmp_path: Path, matrix: np.ndarray, ids: list[Any]) -> None:
+    np.savez(tmp_path / "a.npz", vectors=matrix[:2], ids=ids)
+    with pytest.raises(DataError, match=r"ids in .*a\.npz must be strings or whole numbers, got"):
+        read_vectors(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x93NUMPY\x01\x00", b"PK\x03\x04...."])
 def test_not_a_numpy_file(tmp_path: Path, name: str, content: bytes) -> None:
@@ -136,6 +143,18 @@ def test_truncated_npy(tmp_path: Path, matrix: np.ndarray) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(DataError, match="a part of one"):
         read_vectors(path)
+
+
+def test_damaged_headers_and_archives(tmp_path: Path, matrix: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", matrix)
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"}", b" ", 1))
+    np.savez_compressed(tmp_path / "a.npz", vectors=np.zeros((100, 100), np.float32))
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(content[:60] + b"\xff" * 20 + content[80:])
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(DataError, match="got something else or a part of one"):
+            read_vectors(tmp_path / name)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def test_bad_rows_are_named_or_dropped(is_cached, tmp_path):
     assert made.vectors.shape == (2, 8)
     with pytest.raises(VectorError, match="got 2 bad of 4"):
         embed(FakeEncoder(), texts, role="query", ids=list("abcd"), cache=cache)
-    with pytest.raises(VectorError, match="got 1 bad of 1"):
-        embed(FakeEncoder(), ["zero"], role="query", cache=cache, bad_rows="drop")
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(VectorError, match="got 1 bad of 1"):
+            embed(FakeEncoder(), ["zero"], role="query", cache=cache, bad_rows="drop")
     if is_cached:
         encoder = FakeEncoder()
         embed(encoder, texts, role="query", ids=list("abcd"), cache=cache, bad_rows="drop")

@@ -375,6 +375,47 @@ def test_a_folder_has_one_writer(tmp_path):
     encode_corpus(FakeEncoder(), make_corpus(TEXTS), out, progress=second_writer)
 
 
+def test_a_value_that_float16_cannot_hold_is_named(tmp_path):
+    encoder = FakeEncoder()
+    encode = encoder.encode
+    encoder.encode = lambda *args, **kwargs: 1e6 * encode(*args, **kwargs)
+    with pytest.raises(VectorError, match="got 1 bad of 1: 'doc 0'"):
+        encode_corpus(encoder, make_corpus(["one"]), tmp_path / "v", dtype=Dtype.FLOAT16)
+
+
+ENCODE_OVER_AND_OVER = """
+import sys
+from pathlib import Path
+from nestling.encode import encode_corpus
+from nestling.errors import WriteError
+from tests.encode.fakes import FakeEncoder, make_corpus
+done = 0
+while done < 15:
+    try:
+        corpus = make_corpus([f"{sys.argv[2]}, round {done}, text {place}" for place in range(4)])
+        encode_corpus(FakeEncoder(), corpus, Path(sys.argv[1]), block_rows=2)
+        done += 1
+    except WriteError as error:
+        assert "another process is encoding into" in str(error), error
+"""
+
+
+def test_writers_that_replace_each_others_folder_never_meet(tmp_path):
+    out = tmp_path / "v"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENCODE_OVER_AND_OVER, str(out), name],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("left", "right")
+    ]
+    assert [writer.communicate(timeout=60)[1] for writer in writers] == ["", ""]
+    VectorFolder.open(out).verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["v"]
+
+
 def run_child(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
     return subprocess.run(

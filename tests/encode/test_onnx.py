@@ -197,6 +197,15 @@ def test_a_text_graph_without_its_tokenizer_is_refused(tmp_path):
         open_encoder(f"onnx:{tmp_path}")
 
 
+def test_a_tokenizer_that_is_none_is_refused(tmp_path):
+    save_token_graph(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        EncoderError, match=r"tokenizer\.json is not the file of a tokenizer: Model"
+    ):
+        open_encoder(f"onnx:{tmp_path}")
+
+
 def test_a_folder_without_a_graph_and_a_file_that_is_none_are_refused(tmp_path, capfd):
     with pytest.raises(EncoderError, match=r"a folder with the file model\.onnx, which is not"):
         open_encoder(f"onnx:{tmp_path}")
@@ -212,6 +221,12 @@ def test_a_folder_without_a_graph_and_a_file_that_is_none_are_refused(tmp_path, 
         ({"pooling": "max"}, FormatError, "`pooling` in .* must be one of mean, cls, got 'max'"),
         ({"normalization": "z"}, FormatError, "`normalization` in .*nestling.json must be one of"),
         ({"nesting_dims": [2, 8]}, DimensionError, r"must lie in \[1, 4\]"),
+        ({"nesting_dims": 4}, FormatError, "must be a list of whole numbers, got 4"),
+        ({"nesting_dims": ["4"]}, FormatError, "must be a list of whole numbers"),
+        ({"prompts": "query: "}, FormatError, "`prompts` in .* must be an object of texts"),
+        ({"prompts": {"query": 1}}, FormatError, "must be an object of texts, got {'query': 1}"),
+        ({"max_tokens": 0}, FormatError, "`max_tokens` in .* must be a whole number from 1 up"),
+        ({"max_tokens": "8"}, FormatError, "must be a whole number from 1 up, got '8'"),
         ([1], FormatError, "must hold a JSON object, got list"),
     ],
 )

@@ -196,6 +196,14 @@ def test_a_refusal_is_not_repeated_and_shows_the_servers_message(step, message, 
             r"must number its vectors 0 to 2, got indexes \[1, 1, 1\]",
         ),
         (
+            answer(lambda texts: [{**item, "index": None} for item in items_for(texts)]),
+            r"must number its vectors 0 to 2, got indexes \[None, None, None\]",
+        ),
+        (
+            answer(lambda texts: [{"index": i, "embedding": []} for i in range(3)]),
+            r"vectors of one width, got widths \[0\] in one answer",
+        ),
+        (
             answer(lambda texts: [{"index": i, "embedding": as_base64(np.ones(i + 1))} for i in range(3)]),
             r"vectors of one width, got widths \[1, 2, 3\] in one answer",
         ),

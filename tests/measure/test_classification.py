@@ -23,7 +23,9 @@ def labelled(nested_vectors):
 def test_accuracies_equal_scikit_learn_on_renormalised_prefixes(labelled):
     train, train_labels, test, test_labels = labelled
     cuts = make_cuts(train, dims=DIMS, dtypes=[Dtype.INT8], seed=0)
-    measured = measure_classification(train, train_labels, test, test_labels, cuts, progress=silent)
+    measured, _ = measure_classification(
+        train, train_labels, test, test_labels, cuts, progress=silent
+    )
     by_name = {cut.name: cut for cut in cuts}
     for row in measured:
         cut = by_name[f"{row.family} {row.dtype} {row.draw}"]
@@ -42,7 +44,7 @@ def test_which_cuts_are_probed(labelled):
     train, train_labels, test, test_labels = labelled
     cuts = make_cuts(train, dims=DIMS, dtypes=[Dtype.INT8], seed=0)
     told = []
-    measured = measure_classification(
+    measured, _ = measure_classification(
         train,
         train_labels,
         test,
@@ -62,10 +64,21 @@ def test_which_cuts_are_probed(labelled):
     assert told[-1] == ("linear probes", 10, 10)
 
 
+def test_clipped_values_are_counted_once_though_probes_code_them_again(labelled):
+    train, train_labels, test, test_labels = labelled
+    cuts = make_cuts(train, dims=(64,), dtypes=[Dtype.INT8], seed=0)
+    outlier = train.copy()
+    outlier[5, :3] = 100.0
+    _, notes = measure_classification(
+        outlier, train_labels, test, test_labels, cuts, progress=silent
+    )
+    assert "prefix int8 clipped 3 values outside the calibrated range" in notes
+
+
 def test_a_label_never_seen_in_training_is_an_error_and_no_crash(labelled):
     train, train_labels, test, _ = labelled
     cuts = make_cuts(train, dims=(64,), dtypes=[], seed=0)
-    measured = measure_classification(
+    measured, _ = measure_classification(
         train, train_labels, test[:1], ["unheard of"], cuts, progress=silent
     )
     assert measured[0].metrics == {"accuracy_1nn": [0.0], "accuracy_logistic": [0.0]}

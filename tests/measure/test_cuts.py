@@ -11,6 +11,7 @@ from nestling.core import (
 )
 from nestling.measure import cuts as cuts_module
 from nestling.measure.cuts import (
+    NUM_RANDOM_DRAWS,
     Cut,
     Rotation,
     Shuffle,
@@ -37,9 +38,7 @@ def test_every_family_is_there_and_the_reference_comes_first(nested_vectors):
         ("prefix", "binary", 0, (64,)),
         ("pca", "float32", 0, DIMS),
         ("pca", "int8", 0, DIMS),
-        ("random", "float32", 0, DIMS[:-1]),
-        ("random", "float32", 1, DIMS[:-1]),
-        ("random", "float32", 2, DIMS[:-1]),
+        *(("random", "float32", draw, DIMS[:-1]) for draw in range(NUM_RANDOM_DRAWS)),
     ]
     assert len({cut.name for cut in cuts}) == len(cuts)
 
@@ -145,4 +144,4 @@ def test_random_draws_differ_and_are_seeded(nested_vectors):
     first, again, other = orders(0), orders(0), orders(1)
     assert first == again
     assert first != other
-    assert len({tuple(order) for order in first}) == 3
+    assert len({tuple(order) for order in first}) == NUM_RANDOM_DRAWS

@@ -56,6 +56,13 @@ def test_a_gain_within_the_spread_of_the_draws_does_not():
     assert looks_nested(rows, metric=METRIC, embed_dim=128) is False
 
 
+@pytest.mark.parametrize(("gain", "verdict"), [(0.042, True), (0.028, False)])
+def test_the_bound_is_one_sided(gain, verdict):
+    # Draws 0.01 apart: Student's t asks for a gain of 0.034 on one side, 0.050 on two.
+    rows = measured(prefix_gain=gain, draw_gains=(-0.01, 0.0, 0.01))
+    assert looks_nested(rows, metric=METRIC, embed_dim=128) is verdict
+
+
 @pytest.mark.parametrize(("noise", "verdict"), [(0.5, False), (0.01, True)])
 def test_a_gain_within_the_noise_of_the_queries_does_not(noise, verdict):
     # The draws agree among themselves, so that only the queries can cast doubt.

@@ -11,13 +11,19 @@ from nestling.measure.report.content import cautions, deploy_commands, worst_que
 from nestling.measure.report.focus import focus_on
 from nestling.measure.report.labels import (
     about,
+    bound_text,
     flatten,
     loss_text,
     metric_label,
     percent_interval,
     times,
 )
-from nestling.measure.report.wording import headline, split_verdict, what_would_change
+from nestling.measure.report.wording import (
+    headline,
+    split_verdict,
+    table_note,
+    what_would_change,
+)
 from nestling.measure.results import Results
 from tests.measure.report_cases import make_decision, make_results
 
@@ -36,6 +42,8 @@ def decision(results: Results) -> Decision:
     ("model", "task", "source"),
     [
         ("vectors:my vectors.npy", "self:my vectors.npy", "--vectors 'my vectors.npy'"),
+        ("my vectors.npy", "self:./my vectors.npy", "--vectors './my vectors.npy'"),
+        ("wordllama-l2", "self:vectors", "--vectors vectors"),
         ("static:wordllama", "self:notes", "--model static:wordllama --corpus notes"),
         ("st:./m", "beir:./scifact#dev", "--model st:./m --corpus 'beir:./scifact#dev'"),
         ("st:./m", "labels:intents.tsv", "--model st:./m --corpus DOCUMENTS"),
@@ -49,7 +57,7 @@ def test_build_line_names_the_documents_that_were_measured(
     build, search = deploy_commands(focus_on(replace(results, rows=rows), None))
     assert build == f"nestling build {source} --plan plan.json --out index"
     assert search.startswith('nestling search index "a query" --top-k 10')
-    assert ("--model MODEL" in search) is model.startswith("vectors:")
+    assert ("--model MODEL" in search) is source.startswith("--vectors")
 
 
 def test_no_warning_without_a_reason(results: Results, decision: Decision) -> None:
@@ -63,14 +71,14 @@ def test_warning_points_to_the_width_where_pca_gains_most() -> None:
     focus = focus_on(results, None)
     (warning,) = cautions(results, None, focus)
     assert warning.title == "This model does not look nested"
-    assert "no better than random coordinates" in warning.text
+    assert "not clearly better than random choices of coordinates" in warning.text
     gains = {
         row.dim: row.value - results.find(family="prefix", dim=row.dim, dtype=row.dtype).value
         for row in results.rows
         if row.family == "pca" and row.metric == results.main_metric
     }
     best = max(gains, key=lambda dim: gains[dim])
-    assert f"(PCA) does better: at {best} dimensions" in warning.text
+    assert f"(PCA) does better: at {best} dimensions in " in warning.text
     (point,) = (point for point in focus.points if point.anchor == warning.anchor)
     assert (point.row.family, point.row.dim) == ("pca", best)
 
@@ -207,13 +215,20 @@ def test_what_would_change_names_every_failure(results: Results, decision: Decis
     lines = what_would_change(results, decision, focus_on(results, decision))
     more, larger = lines[:2]
     assert more == (
-        "More queries: about 900 of this kind would certify the 32-d int8 funnel; there were 300."
+        "More queries: a fresh set of about 900 like these would probably certify the 32-d int8 "
+        "funnel; there were 300."
     )
     assert larger == (
-        "A larger tolerance: more than 2% of the full-width value was lost by the 64-d int8 prefix, "
+        "A larger tolerance: no less than 2% of the full-width value was lost by the 64-d int8 prefix, "
         "and more queries would not change that."
     )
     assert "static:wordllama, revision 0f3c9e" in lines[-1]
+
+
+def test_table_says_what_pca_is_fitted_on_where_there_is_pca(results: Results) -> None:
+    assert "PCA is fitted on the measured vectors themselves" in table_note(focus_on(results, None))
+    without = replace(results, rows=[row for row in results.rows if row.family != "pca"])
+    assert "PCA" not in table_note(focus_on(without, None))
 
 
 def test_verdict_is_split_after_its_first_sentence() -> None:
@@ -240,4 +255,6 @@ def test_labels() -> None:
     assert about(5587) == "about 5,600"
     assert loss_text(0.0123, True) == "1.23%"
     assert loss_text(0.0123, False) == "1.23 points"
+    assert bound_text(0.020031, True) == "2.01%"
+    assert bound_text(0.02 + 6e-8, False) == "2.00 points"
     assert flatten({"a": [1, "b"], "c": None}) == "a 1, b, c None"

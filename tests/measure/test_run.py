@@ -18,6 +18,7 @@ from nestling.errors import (
     VectorError,
 )
 from nestling.measure import Results, measure
+from nestling.measure.cuts import NUM_RANDOM_DRAWS
 from nestling.measure.results import Row
 from tests.measure.small_tasks import (
     TableEncoder,
@@ -130,7 +131,7 @@ def test_every_row_equals_an_evaluation_from_scratch(encoder, retrieval_results)
     )
     reference = scratch.rank("prefix", "float32", 256)[:, :10].tolist()
     generator = np.random.default_rng(0)
-    draws = [generator.permutation(256) for _ in range(3)]
+    draws = [generator.permutation(256) for _ in range(NUM_RANDOM_DRAWS)]
     orders_of = {}
     for row in retrieval_results.rows:
         cut = (row.family, row.dim, row.dtype)
@@ -373,7 +374,9 @@ def test_queries_of_another_space_are_refused(tmp_path):
     task = SelfTask(
         name="self:vectors", corpus=None, vectors=tmp_path / "vectors", queries=texts[:3]
     )
-    assert len(measure(TableEncoder(table, space="one"), task).query_ids) == 3
+    results = measure(TableEncoder(table, space="one"), task)
+    assert len(results.query_ids) == 3
+    assert results.corpus_hash == corpus(texts).corpus_hash
     with pytest.raises(
         FingerprintError, match="documents is 'one' and that of the queries is 'two'"
     ):

@@ -129,8 +129,8 @@ def test_no_word_on_a_family_that_was_not_measured():
 
 def test_evidence():
     assert decide({CUT: 0.0, FUNNEL: 0.0, ("prefix", 64, BINARY): 0.0}, seed=7).evidence == (
-        "1,000 queries of beir:scifact | betting test of the paired loss per query, widest cut "
-        "first, up to the first failure | confidence: prefix 95% over 2 chains, 97.5% each; funnel "
+        "1,000 queries of beir:scifact over 5,000 documents | betting test of the paired loss per "
+        "query, widest cut first, up to the first failure | confidence: prefix 95% over 2 chains, 97.5% each; funnel "
         "95% over 1 chain, 95% each | query order: seed 7 | floor of any certificate: 0.3 points | "
         "measured 2026-11-23"
     )

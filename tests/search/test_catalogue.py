@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,19 @@ def test_entries_pair_up_or_are_refused() -> None:
     assert make_entries(["a"], ["x"], [{"k": [1]}]) == [Entry("a", "x", '{"k": [1]}')]
     with pytest.raises(DataError, match="`metadata` must hold one value per document: 1, got 2"):
         make_entries(["a"], None, [{}, {}])
+
+
+@pytest.mark.parametrize("arguments", ["[7], ['x'], None", "['a'], [7], None"])
+def test_numbers_are_not_taken_for_ids_or_texts(arguments: str) -> None:
+    # In a process of its own, without the type checks of the tests: SQLite would turn the number
+    # into text, which its checksum then does not fit.
+    program = (
+        "from nestling.search.catalogue import make_entries, DataError\n"
+        f"try: make_entries({arguments})\n"
+        "except DataError as error: print(error)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "must be Unicode" in finished.stdout
+    assert "expected str instance, int found in document" in finished.stdout

@@ -298,9 +298,9 @@ def test_queries_of_another_shape_are_refused(tmp_path: Path, queries: np.ndarra
         index.search(queries)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e300])
 def test_queries_that_cannot_be_compared_are_numbered(tmp_path: Path, value: float) -> None:
-    queries = QUERIES.copy()
+    queries = QUERIES.astype(np.float64)
     queries[3] = value
     with (
         build_index(tmp_path / "index", ROWS) as index,
@@ -361,6 +361,23 @@ def test_a_refused_addition_changes_nothing(tmp_path: Path, case: str) -> None:
         assert len(index) == 120
 
 
+def test_an_addition_that_memory_cuts_short_is_taken_in_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    with build_index(tmp_path / "index", ROWS[:100], plan=FUNNEL) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr("nestling.search.tier.Tier.extended", run_out_of_memory)
+            with pytest.raises(MemoryError):
+                add_rows(index, ROWS[100:110], 100)
+        add_rows(index, ROWS[110:], 110)
+        with Index.open(tmp_path / "index") as opened:
+            assert len(opened) == len(index) == 120
+            assert found(index, QUERIES, 10) == found(opened, QUERIES, 10)
+
+
 def test_an_index_is_not_overwritten_silently(tmp_path: Path) -> None:
     build_index(tmp_path / "index", ROWS).close()
     before = tree(tmp_path / "index")
@@ -386,7 +403,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         Index.build(tmp_path / "index", vectors, plan=plan_of(16, (16, Dtype.INT8, None)))
     with (vectors.path / "vectors.bin").open("r+b") as file:
         file.write(np.full(WIDTH, np.nan, np.float32).tobytes())
-    with pytest.raises(VectorError, match="'d0'"):
+    with pytest.raises(FormatError, match=r"rows 0 to 119 in .*vectors\.bin differ"):
         Index.build(tmp_path / "index", vectors)
     assert {path.name for path in tmp_path.iterdir()} == {"vectors"}
 

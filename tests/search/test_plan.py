@@ -90,6 +90,23 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: str) -> None
         Plan.load(tmp_path / "plan.json")
 
 
+@pytest.mark.parametrize(
+    "change", [{"evidence": [1]}, {"evidence": None}, {"embed_dim": 64.0}, {"stages": [{}]}]
+)
+def test_a_value_of_another_kind_is_refused(change: dict[str, object]) -> None:
+    data = plan_of(64, (8, Dtype.INT8, 10), (64, Dtype.FLOAT32, None)).to_json()
+    with pytest.raises(FormatError, match="not a plan file"):
+        Plan.from_json(data | change)
+
+
+@pytest.mark.parametrize(("field", "value"), [("dim", 8.0), ("dim", "8"), ("shortlist_size", 1.5)])
+def test_sizes_are_whole_numbers(field: str, value: object) -> None:
+    data = plan_of(64, (8, Dtype.INT8, 10), (64, Dtype.FLOAT32, None)).to_json()
+    data["stages"][0][field] = value
+    with pytest.raises(FormatError, match="not a plan file"):
+        Plan.from_json(data)
+
+
 def test_a_format_nobody_knows_is_refused() -> None:
     data = plan_of(64, (64, Dtype.INT8, None)).to_json()
     data["stages"][0]["dtype"] = "int3"

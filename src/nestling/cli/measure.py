@@ -58,7 +58,7 @@ Examples:
 @click.option(
     "--shortlist",
     "shortlist_size",
-    type=click.IntRange(min=1, max=100),
+    type=click.IntRange(min=1),
     default=100,
     show_default=True,
     help="Candidates that a funnel re-scores at full width.",

@@ -1,5 +1,6 @@
 """Results and decisions as terminal tables."""
 
+import math
 from itertools import groupby
 
 from rich.table import Table
@@ -62,7 +63,8 @@ def steps_table(decision: Decision, *, embed_dim: int) -> Table:
             f"{4 * embed_dim / step.bytes_per_vector:.1f}x",
             f"{step.value:.4f}",
             kept,
-            f"{100 * step.loss_bound:.2f}{unit}",
+            # Rounded up: a bound of 2.004% must not read as one of 2%.
+            f"{math.ceil(10_000 * step.loss_bound) / 100:.2f}{unit}",
             verdict,
         )
     return table
@@ -72,7 +74,8 @@ def _missing(queries_needed: int | None) -> str:
     if queries_needed is None:
         return "loss too large"
     # An extrapolation: more than two digits would claim too much.
-    return f"needs about {int(float(f'{queries_needed:.2g}')):,} queries"
+    unit = 10 ** max(0, len(str(queries_needed)) - 2)
+    return f"needs about {-(-queries_needed // unit) * unit:,} queries"
 
 
 def _family_label(family: str, row: Row) -> str:

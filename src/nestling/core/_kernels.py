@@ -247,6 +247,19 @@ def multiply_group(
         )
 
 
+@_compile(fastmath=_REORDER)
+@no_type_check
+def dot_and_square_band(
+    left: np.ndarray, right: np.ndarray, start: int, stop: int
+) -> tuple[float, float]:
+    """Return the dot product and the square of `left`, reading it from memory only once."""
+    dot, square = np.float32(0), np.float32(0)
+    for j in range(np.uint64(start), np.uint64(stop)):
+        dot += left[j] * right[j]
+        square += left[j] * left[j]
+    return dot, square
+
+
 @_compile()
 @no_type_check
 def dot_rows(
@@ -256,19 +269,23 @@ def dot_rows(
 
     Args:
         rows: Float32, of shape (n, full).
-        queries: Float32, of shape (queries, full).
+        queries: Float32, of shape (queries, full), at least one.
         widths: Ascending prefix widths.
         dots: Written: of shape (widths, queries, tile), the first n places of a tile.
         norms: Written: one over the prefix norms, of shape (widths, tile), likewise.
     """
     for i in range(len(rows)):
         row = rows[i]
-        square, start = np.float32(0), 0
+        query = queries[0]
+        dot, square, start = np.float32(0), np.float32(0), 0
         for w in range(len(widths)):
-            square += dot_band(row, row, start, widths[w])
+            dot_added, square_added = dot_and_square_band(row, query, start, widths[w])
+            dot += dot_added
+            square += square_added
+            dots[w, 0, i] = dot
             norms[w, i] = square
             start = widths[w]
-        for q in range(len(queries)):
+        for q in range(1, len(queries)):
             query = queries[q]
             dot, start = np.float32(0), 0
             for w in range(len(widths)):

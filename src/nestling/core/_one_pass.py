@@ -121,7 +121,7 @@ class ViewPass:
         # Here and not above: numba takes a third of a second to import.
         from nestling.core import _kernels
 
-        is_few = len(queries) <= FEW_QUERIES
+        is_few = 1 <= len(queries) <= FEW_QUERIES
         self.name = name
         self._transform = transform
         self._kernel = _kernels.score_few if is_few else _kernels.score_many

@@ -13,6 +13,9 @@ from jaxtyping import Float, Int8, UInt8
 
 from nestling.errors import VectorError
 
+CALIBRATION_ROWS = 4096
+"""Rows read at a time to find the largest magnitudes."""
+
 
 class Dtype(StrEnum):
     """A number format, in the order of its size."""
@@ -55,19 +58,22 @@ class Int8Codec:
         self.scale = scale.astype(np.float32)
 
     @classmethod
-    def calibrate(cls, sample: Float[np.ndarray, "rows dim"]) -> "Int8Codec":
-        """Fit the scale so that the largest magnitude of each dimension in `sample` gets code 127.
+    def calibrate(cls, vectors: Float[np.ndarray, "rows dim"]) -> "Int8Codec":
+        """Fit the scale so that the largest magnitude of each dimension gets code 127.
 
-        A dimension that is zero throughout gets the scale 1.
+        A dimension that is zero throughout gets the scale 1. Memory-mapped vectors are read in
+        chunks.
 
         Raises:
-            VectorError: If `sample` has no rows or holds NaN or infinite values.
+            VectorError: If there are no rows, or they hold NaN or infinite values.
         """
-        if len(sample) == 0:
-            raise VectorError("`sample` must hold at least one vector to calibrate int8, got none.")
-        # In float16 the scale of a faint dimension would lose its digits, or vanish.
-        scale = np.abs(sample).max(axis=0).astype(np.float32) / 127
-        return cls(np.where(scale == 0, np.float32(1), scale))
+        if len(vectors) == 0:
+            raise VectorError("`vectors` must hold at least one row to calibrate int8, got none.")
+        largest = np.zeros(vectors.shape[1], dtype=np.float32)
+        for start in range(0, len(vectors), CALIBRATION_ROWS):
+            chunk = np.abs(vectors[start : start + CALIBRATION_ROWS]).max(axis=0)
+            np.maximum(largest, chunk, out=largest, casting="same_kind")
+        return cls(np.where(largest == 0.0, np.float32(1.0), largest / np.float32(127.0)))
 
     def encode(
         self, embeddings: Float[np.ndarray, "rows dim"]

@@ -94,11 +94,8 @@ def nested_top_k(
         )
         for view in views
     ]
-    source = Source(
-        corpus,
-        num_threads=threads,
-        is_transformed=any(view.transform is not None for view in views),
-    )
+    is_transformed = any(view.transform is not None for view in views)
+    source = Source(corpus, num_threads=threads, is_transformed=is_transformed)
     with run_on(threads) as run:
         for start in range(0, len(corpus), source.chunk_rows):
             chunk = source.read(start, run)

@@ -1,6 +1,6 @@
 """BEIR folders: corpus.jsonl, queries.jsonl, qrels/<split>.tsv, each plain or gz."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from nestling.data.jsonl import read_jsonl
@@ -52,7 +52,7 @@ def read_beir(folder: Path, split: str, *, name: str) -> RetrievalTask:
     _check_known(
         documents, set(corpus.doc_ids), what="documents", source=qrels_path, where=corpus.source
     )
-    used = {name for name, grades in qrels.items() if any(grades.values())}
+    used = {query_id for query_id, grades in qrels.items() if any(grades.values())}
     if not used:
         raise DataError(
             f"{qrels_path} must judge at least one document relevant, got none. "
@@ -63,7 +63,7 @@ def read_beir(folder: Path, split: str, *, name: str) -> RetrievalTask:
         notes.append(
             f"{len(qrels) - len(used):,} queries without a relevant document were left out"
         )
-    kept = [(name, text) for name, text in zip(query_ids, texts, strict=True) if name in used]
+    kept = [pair for pair in zip(query_ids, texts, strict=True) if pair[0] in used]
     return RetrievalTask(
         name=name,
         corpus=corpus,
@@ -115,7 +115,7 @@ def _parse_grade(grade: str, row: Row, path: Path) -> int:
 
 
 def _check_known(
-    named: Collection[str] | Mapping[str, object],
+    named: Collection[str],
     known: set[str],
     *,
     what: str,

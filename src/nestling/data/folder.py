@@ -27,8 +27,8 @@ def read_text_folder(
 ) -> Corpus:
     """Read every text and Markdown file below a folder, in the order of their paths.
 
-    Hidden files and folders, files of other kinds and binary files are passed over; the notes
-    count the latter two.
+    Hidden files and folders, links to folders, files of other kinds and binary files are passed
+    over; the notes count the latter two.
 
     Args:
         folder: Where to look.
@@ -36,7 +36,7 @@ def read_text_folder(
         progress: Told after every file.
 
     Raises:
-        DataError: If no file holds any text, or one is not UTF-8.
+        DataError: If no file holds any text, one is not UTF-8, or a folder cannot be read.
     """
     found = _find_files(folder)
     texts = [path for path in found if kind_of(path) in TEXT_SUFFIXES]
@@ -120,12 +120,18 @@ def _read_texts(
 
 def _find_files(folder: Path) -> list[Path]:
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(
         (path for path in found if path.is_file()), key=lambda path: _name_of(path, folder)
     )
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(
+        f"cannot read the folder {error.filename}: {error.strerror}. Check its permissions."
+    ) from error
 
 
 def _name_of(path: Path, root: Path) -> str:

@@ -20,7 +20,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
             continue
         try:
             fields = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise DataError(
                 f"line {number} of {path} must be JSON, got {_short(line)}: {error}. "
                 f"Mend or remove this line."

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nestling.data.lines import open_bytes
 from nestling.data.records import ID_FIELDS, Record
 from nestling.errors import DataError, MissingExtraError, VectorError
 
+TEXT_FIELDS = (*ID_FIELDS, "title", "text")
 VECTOR_COLUMNS = ("vector", "vectors", "embedding", "embeddings")
 
 
@@ -40,14 +42,18 @@ def read_parquet(path: Path) -> Iterator[Record]:
         )
     columns = [field.name for field in schema if not _is_list(field.type)]
     number = 0
-    for batch in file.iter_batches(columns=columns):
-        for row in batch.to_pylist():
-            # Dates and decimals become strings: metadata must fit into JSON.
-            yield Record(f"row {number}", json.loads(json.dumps(row, default=str)))
-            number += 1
+    with _naming_damage(path):
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                # Dates and decimals become strings: metadata must fit into JSON. Where a text is
+                # due, bytes and dates are left to be refused.
+                plain = json.loads(json.dumps(row, default=str))
+                as_stored = {name: row[name] for name in TEXT_FIELDS if name in row}
+                yield Record(f"row {number}", plain | as_stored)
+                number += 1
 
 
-def read_vector_column(path: Path) -> tuple[np.ndarray, list[str] | None]:
+def read_vector_column(path: Path) -> tuple[np.ndarray, list[Any] | None]:
     """Return the vectors of a Parquet file, of shape (rows, dim), and the ids beside them.
 
     The vectors are the column named vector, vectors, embedding or embeddings, or else the only
@@ -67,9 +73,11 @@ def read_vector_column(path: Path) -> tuple[np.ndarray, list[str] | None]:
             f"{path} must have one column of vectors, or one named {', '.join(VECTOR_COLUMNS)}; got the "
             f"columns {', '.join(map(repr, schema.names))}."
         )
-    table = file.read(columns=[named[0], *(name for name in ID_FIELDS if name in schema.names)])
-    ids = next((table[name].to_pylist() for name in ID_FIELDS if name in table.column_names), None)
-    return _to_matrix(table[named[0]], path), None if ids is None else [str(name) for name in ids]
+    id_fields = [name for name in ID_FIELDS if name in schema.names]
+    with _naming_damage(path):
+        table = file.read(columns=[named[0], *id_fields])
+        ids = table[id_fields[0]].to_pylist() if id_fields else None
+    return _to_matrix(table[named[0]], path), ids
 
 
 def _to_matrix(column: Any, path: Path) -> np.ndarray:
@@ -101,13 +109,20 @@ def _open(path: Path) -> Any:
     with open_bytes(path):
         pass
     try:
-        from pyarrow import ArrowInvalid
-        from pyarrow.parquet import ParquetFile
+        from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet") from error
+    with _naming_damage(path):
+        return parquet.ParquetFile(path)
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
     try:
-        return ParquetFile(path)
-    except (ArrowInvalid, OSError) as error:
+        yield
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} must be a Parquet file, got something else or a part of one: {error}. "
             f"Copy it again, or end its name in what it is."

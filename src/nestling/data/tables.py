@@ -55,12 +55,18 @@ def read_table(path: Path) -> Iterator[Record]:
     header: each cell is a text.
 
     Raises:
-        DataError: If several columns come without a column `text`, or a row is too short or long.
+        DataError: If several columns come without a column `text`, a name is repeated, or a row is
+            too short or long.
     """
     names: list[str] = []
     for row in read_rows(path):
         if not names:
             names = [name.strip() for name in row.cells]
+            if repeated := {name for name in names if name and names.count(name) > 1}:
+                raise DataError(
+                    f"{path} must name each column once, got {', '.join(map(repr, sorted(repeated)))} again. "
+                    f"Rename or remove the others."
+                )
             if "text" in names:
                 continue
             if len(names) > 1:

@@ -1,8 +1,10 @@
 """Vectors that exist already: .npy, .npz, .fvecs and .parquet files."""
 
 import zipfile
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from tokenize import TokenError
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float16, Float32
@@ -18,6 +20,8 @@ VECTOR_FOLDER_FILE = "vectors.json"
 MATRIX_NAMES = ("vectors", "vector", "embeddings", "embedding")
 ID_NAMES = ("ids", "doc_ids", "_id", "id")
 ROWS_PER_CHECK = 1 << 16
+DAMAGE = (zipfile.BadZipFile, zlib.error, TokenError)
+"""What NumPy lets through of the parts it reads archives and headers with."""
 
 
 class Vectors(NamedTuple):
@@ -65,7 +69,7 @@ def read_vectors(path: Path) -> Vectors:
     elif kind in readers and path.suffix.lower() == kind:
         try:
             matrix, ids = readers[kind](path)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, EOFError, OSError, *DAMAGE) as error:
             if isinstance(error, DataError | VectorError):
                 raise
             raise DataError(
@@ -78,20 +82,28 @@ def read_vectors(path: Path) -> Vectors:
             f"Texts are turned into vectors with `nestling encode`."
         )
     vectors = _check_matrix(matrix, path)
-    if ids is not None:
-        if len(ids) != len(vectors):
-            raise DataError(
-                f"{path} must hold one id per vector, got {len(ids)} for {len(vectors)} vectors."
-            )
-        check_unique_ids(ids, source=str(path))
-    return Vectors(vectors, ids)
+    return Vectors(vectors, None if ids is None else _check_ids(ids, len(vectors), path))
+
+
+def _check_ids(ids: list[Any], num_vectors: int, path: Path) -> list[str]:
+    if len(ids) != num_vectors:
+        raise DataError(
+            f"{path} must hold one id per vector, got {len(ids)} for {num_vectors} vectors."
+        )
+    if odd := [name for name in ids if not isinstance(name, str | int)]:
+        raise DataError(
+            f"ids in {path} must be strings or whole numbers, got {odd[0]!r}. Write them as such."
+        )
+    names = [str(name) for name in ids]
+    check_unique_ids(names, source=str(path))
+    return names
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, None]:
     return np.lib.format.open_memmap(path, mode="r"), None
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, list[str] | None]:
+def _read_npz(path: Path) -> tuple[np.ndarray, list[Any] | None]:
     with path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -106,7 +118,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, list[str] | None]:
             )
         ids = next((archive[name] for name in ID_NAMES if name in names), None)
         matrix = archive[(named or others)[0]]
-    return matrix, None if ids is None else [str(name) for name in ids.tolist()]
+    return matrix, None if ids is None else ids.tolist()
 
 
 def _read_fvecs(path: Path) -> tuple[np.ndarray, None]:

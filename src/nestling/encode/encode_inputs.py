@@ -125,8 +125,10 @@ def embed(
     if cache is None or job.is_lookup:
         return _embed_in_memory(job)
     path = cache_folder(encoder.fingerprint, job.corpus_hash, role, root=cache)
-    folder = _open_cached(path) if bad_rows == "drop" else _open_cached(path, len(names))
-    if folder is None:
+    folder = _open_cached(path)
+    # A folder that lacks rows may be used as it is only by those who let them be dropped, and one
+    # that lacks them all by nobody; `fill_folder` finds the words for both.
+    if folder is None or len(folder) < (len(names) if bad_rows == "error" else 1):
         folder = fill_folder(job, path).folder
     if len(folder) == len(names):
         return Embedded(vectors=folder.vectors, kept=np.arange(len(names)))
@@ -154,31 +156,30 @@ def cache_folder(
     return (root or cache_root()) / "vectors" / f"{maker}-{corpus_hash}-{role}"
 
 
-def _open_cached(path: Path, num_rows: int | None = None) -> VectorFolder | None:
+def _open_cached(path: Path) -> VectorFolder | None:
     try:
-        folder = VectorFolder.open(path) if Manifest.load(path).complete else None
+        return VectorFolder.open(path) if Manifest.load(path).complete else None
     except FormatError:
         return None
-    is_usable = folder is not None and num_rows in (None, len(folder))
-    return folder if is_usable else None
 
 
 def _embed_in_memory(job: EncodeJob) -> Embedded:
     total = len(job.ids)
-    pieces, kept = [], []
+    vectors = np.empty((total, job.encoder.embed_dim), dtype=np.float32)
+    kept = np.empty(total, dtype=np.int64)
+    num_kept = 0
     job.progress(job.label, 0, total)
     stop = 0
     while stop < total:
         places = job.block_from(stop)
-        stop = places.stop
-        vectors = job.encode(places)
-        keep = check_rows(vectors, [job.ids[place] for place in places], policy=job.bad_rows)
-        pieces.append(vectors[keep])
-        kept.append(places.start + np.flatnonzero(keep))
+        made = job.encode(places)
+        keep = check_rows(made, job.ids[stop : places.stop], policy=job.bad_rows)
+        new = slice(num_kept, num_kept + int(keep.sum()))
+        vectors[new], kept[new] = made[keep], stop + np.flatnonzero(keep)
+        num_kept, stop = new.stop, places.stop
         job.progress(job.label, stop, total)
-    rows = np.concatenate(kept)
-    if len(rows) == 0:
+    if num_kept == 0:
         raise VectorError(
             f"vectors must be finite and not all zero, got {total} bad of {total}. Mend the inputs."
         )
-    return Embedded(vectors=np.concatenate(pieces), kept=rows)
+    return Embedded(vectors=vectors[:num_kept], kept=kept[:num_kept])

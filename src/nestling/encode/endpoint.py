@@ -92,14 +92,16 @@ class EmbeddingEndpoint:
             raise EncoderError(
                 f"{self.address} must return numbers or base64 under `embedding`, got {items[0]!r:.200}."
             ) from error
-        if sorted(order) != list(range(len(texts))):
+        # Among values that are no numbers, `sorted` itself would fail.
+        if sorted(order, key=str) != sorted(range(len(texts)), key=str):
             raise EncoderError(
                 f"{self.address} must number its vectors 0 to {len(texts) - 1}, got indexes {order!r:.200}."
             )
         widths = sorted({len(vector) for vector in vectors})
-        if len(widths) > 1:
+        if len(widths) > 1 or widths[0] == 0:
             raise EncoderError(
-                f"{self.address} must return vectors of one width, got widths {widths} in one answer."
+                f"{self.address} must return vectors of one width, got widths {widths} in one answer. "
+                f"Check which model it serves."
             )
         return np.stack([vectors[place] for place in np.argsort(order)])
 

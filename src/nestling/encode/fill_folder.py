@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,10 @@ def fill_folder(job: EncodeJob, out: Path) -> Encoded:
             writing there. What was finished stays, and the next run goes on from it.
     """
     places = FolderPlaces(out.resolve())
-    with naming_write_errors(places.out):
-        places.recover()
-        places.out.mkdir(parents=True, exist_ok=True)
     with only_writer(places.out):
+        with naming_write_errors(places.out):
+            places.recover()
+            places.out.mkdir(exist_ok=True)
         found = read_own_manifest(places.out, job.manifest)
         if found is not None and _needs_rebuild(places.out, found, job):
             encoded = _rebuild(job, places)
@@ -130,11 +131,8 @@ def _fill(job: EncodeJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
             places = job.block_from(start)
             vectors, keep, num_fresh = _make_block(job, places, known)
             num_encoded += num_fresh
-            rows = [
-                Row(id=job.ids[place], content=job.contents[place])
-                for place in places
-                if keep[place - start]
-            ]
+            block = slice(start, places.stop)
+            rows = list(compress(map(Row, job.ids[block], job.contents[block]), keep.tolist()))
             known.add(folder, rows, first_row=writer.num_rows)
             writer.append(vectors, rows, num_inputs=len(places))
             job.progress(job.label, writer.num_inputs, total)
@@ -157,17 +155,17 @@ def _make_block(
     first: dict[str, int] = {}
     for offset, content in enumerate(contents):
         first.setdefault(content, offset)
-    fresh = [offset for content, offset in first.items() if content not in known]
+    copied = {offset: content for content, offset in first.items() if content in known}
+    fresh = [offset for offset in first.values() if offset not in copied]
     block = np.empty((len(places), job.manifest.embed_dim), STORED_DTYPES[job.dtype])
     keep = np.ones(len(places), dtype=np.bool_)
     if fresh:
         made = job.encode([places[offset] for offset in fresh])
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and is named
+            block[fresh] = made
         names = [job.ids[places[offset]] for offset in fresh]
-        keep[fresh] = check_rows(made, names, policy=job.bad_rows)
-        block[fresh] = made
-    known.copy_into(
-        block, {offset: content for content, offset in first.items() if content in known}
-    )
+        keep[fresh] = check_rows(block[fresh], names, policy=job.bad_rows)
+    known.copy_into(block, copied)
     source = np.array([first[content] for content in contents])
     keep = keep[source]
     return block[source[keep]], keep, len(fresh)

@@ -14,7 +14,10 @@ from nestling.errors import FingerprintError, WriteError
 
 
 class FolderPlaces:
-    """Where a folder is, and the folders beside it while it is rebuilt."""
+    """Where a folder is, and the folders beside it while it is rebuilt.
+
+    Whoever moves or removes any of them holds `only_writer(out)`.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -55,19 +58,33 @@ class FolderPlaces:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it even after a kill."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold a folder, there or not yet, for this process; the system lets go of it after a kill.
+
+    Raises:
+        WriteError: If another process holds it, or the folder above it cannot be written.
+    """
+    # A file beside the folder: a lock on the folder itself would move away with it in a swap.
+    lock = out.with_name(f".{out.name}.lock")
+    with naming_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise WriteError(
-            f"`out` must have one writer, but another process is encoding into {folder}. "
-            f"Wait until it ends, or name another --out."
-        ) from error
-    try:
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_current = os.path.samestat(os.fstat(descriptor), lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_current = False
+        # The holder before us removes its file, and a lock on a removed file locks nobody out.
+        if not is_current:
+            raise WriteError(
+                f"`out` must have one writer, but another process is encoding into {out}. "
+                f"Wait until it ends, or name another --out."
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

@@ -1,6 +1,6 @@
 """`onnx:<dir>`: an ONNX graph that reads texts or grey images, run without PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,19 @@ GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "nestling.json"
 POOLINGS = ("mean", "cls")
+SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "pooling": (f"one of {', '.join(POOLINGS)}", lambda value: value in POOLINGS),
+    "prompts": (
+        "an object of texts",
+        lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+    ),
+    "max_tokens": ("a whole number from 1 up", lambda value: type(value) is int and value >= 1),
+    "nesting_dims": (
+        "a list of whole numbers",
+        lambda value: isinstance(value, list) and all(type(dim) is int for dim in value),
+    ),
+}
+"""What each setting must be, in words and as a check; null means the default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +69,17 @@ class OnnxSettings:
             raise FormatError(f"{path} must hold a JSON object, got {type(data).__name__}.")
         model = str(data.get("model", folder.resolve().name))
         rule = str(data.get("normalization", normalization_of(model)))
-        pooling = data.get("pooling", "mean")
-        if pooling not in POOLINGS:
-            raise FormatError(
-                f"`pooling` in {path} must be one of {', '.join(POOLINGS)}, got {pooling!r}."
-            )
+        for key, (wanted, is_fit) in SETTINGS.items():
+            value = data.get(key)
+            if value is not None and not is_fit(value):
+                raise FormatError(
+                    f"`{key}` in {path} must be {wanted}, got {value!r}. Correct the file."
+                )
         dims = data.get("nesting_dims")
         return cls(
             model=model,
-            pooling=pooling,
-            prompts=data.get("prompts", {}),
+            pooling=data.get("pooling") or "mean",
+            prompts=data.get("prompts") or {},
             normalization=check_normalization(rule, source=str(path)),
             max_tokens=data.get("max_tokens"),
             nesting_dims=None if dims is None else tuple(dims),

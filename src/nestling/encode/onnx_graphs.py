@@ -88,8 +88,13 @@ class TextGraph:
             )
         self._graph = graph
         self._dtypes = {name: INTEGERS[kind] for name, kind in inputs.items()}
-        self._counter = Tokenizer.from_file(str(tokenizer_file))
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        try:
+            self._counter = Tokenizer.from_file(str(tokenizer_file))
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise EncoderError(
+                f"{tokenizer_file} is not the file of a tokenizer: {reason_of(error)}. Save it again."
+            ) from error
         own_limit = (self._tokenizer.truncation or {}).get("max_length")
         self.max_tokens: int | None = max_tokens or own_limit
         self._counter.no_truncation()

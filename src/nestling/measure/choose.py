@@ -35,8 +35,8 @@ def choose(
     Two families are decided, each at the stated confidence by itself: cuts alone ("prefix": what may
     be stored instead of the full width), and cuts as the head of a two-stage search ("funnel": what
     the index executes). A family's delta = 1 - confidence is split equally over its chains
-    (Bonferroni; see `split_into_chains`). Of what is certified, the fewest bytes are chosen, and of
-    equals the wider.
+    (Bonferroni; see `split_into_chains`), so that both families hold together with 1 - 2 delta. Of
+    what is certified, the fewest bytes are chosen, and of equals the wider.
 
     What is certified of the chosen size is the tolerance that was tested. The `loss_bound` of a step,
     at its chain's confidence, is right for that step alone: it is not adjusted for having chosen it.

@@ -42,7 +42,7 @@ def run_classification(encoder: Encoder, task: ClassificationTask, options: Opti
     start_of_test = int(np.searchsorted(side.kept, num_train))
     train = side.vectors[:start_of_test]
     cuts = options.cuts(train)
-    measured = measure_classification(
+    measured, clipped = measure_classification(
         train,
         kept_labels[:start_of_test],
         side.vectors[start_of_test:],
@@ -58,7 +58,7 @@ def run_classification(encoder: Encoder, task: ClassificationTask, options: Opti
         fingerprint=side.fingerprint,
         corpus_hash=hash_inputs(inputs, ids),
         num_documents=start_of_test,
-        notes=[*side.notes, *clipping_notes(cuts)],
+        notes=[*side.notes, *clipped],
     )
 
 
@@ -84,7 +84,7 @@ def measure_classification(
     cuts: Sequence[Cut],
     *,
     progress: Progress,
-) -> list[Measured]:
+) -> tuple[list[Measured], list[str]]:
     """Label the test vectors with every cut, and compare with the true labels.
 
     `accuracy_1nn` takes the label of the nearest train vector by cosine, ties going to the first;
@@ -94,7 +94,7 @@ def measure_classification(
     error. The seconds are those of the neighbour search.
 
     Returns:
-        What was measured, random draws one by one.
+        What was measured, random draws one by one, and what `clipping_notes` says.
 
     Raises:
         DataError: If the train labels are all equal.
@@ -104,15 +104,19 @@ def measure_classification(
     known = np.array([number[name] for name in train_labels])
     wanted = np.array([number[name] for name in test_labels])
     rankings = rank(train, test, cuts, 1, progress=progress)
+    # Now and not at the end: the probes code the train side once more.
+    clipped = clipping_notes(cuts)
     num_probes = sum(len(cut.dims) for cut in cuts if _is_probed(cut))
     num_fitted = 0
     measured = []
     for cut in cuts:
-        turned_test, turned_train = cut.query_side(test), cut.corpus_side(train)
+        is_probed = _is_probed(cut)
+        if is_probed:
+            turned_test, turned_train = cut.query_side(test), cut.corpus_side(train)
         for dim in cut.dims:
             nearest = rankings[cut.name].by_dim[dim].rows[:, 0]
             metrics = {"accuracy_1nn": _accuracy(known[nearest], wanted)}
-            if _is_probed(cut):
+            if is_probed:
                 labels = _probe(turned_train, known, turned_test, dim)
                 metrics["accuracy_logistic"] = _accuracy(labels, wanted)
                 num_fitted += 1
@@ -127,7 +131,7 @@ def measure_classification(
                     seconds=rankings[cut.name].seconds,
                 )
             )
-    return measured
+    return measured, clipped
 
 
 def _is_probed(cut: Cut) -> bool:

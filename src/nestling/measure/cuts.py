@@ -14,9 +14,9 @@ from jaxtyping import Float, Float32, Int
 from nestling.core import Dtype, Int8Codec, normalize
 
 SAMPLE_ROWS = 10_000
-"""Corpus rows that int8 scales and the PCA rotation are fitted on; all of a smaller corpus."""
+"""Corpus rows that the PCA rotation is fitted on; all of a smaller corpus."""
 
-NUM_RANDOM_DRAWS = 3
+NUM_RANDOM_DRAWS = 5
 """Random choices of coordinates whose scores are averaged."""
 
 Vectors = Float[np.ndarray, "rows embed_dim"]
@@ -129,7 +129,12 @@ class Cut:
 
 
 def make_cuts(
-    sample: Chunk, *, dims: Sequence[int], dtypes: Sequence[Dtype], seed: int
+    sample: Chunk,
+    *,
+    dims: Sequence[int],
+    dtypes: Sequence[Dtype],
+    seed: int,
+    codec: Int8Codec | None = None,
 ) -> list[Cut]:
     """Return the cuts to compare; the first is the float32 prefix, which holds the reference.
 
@@ -138,22 +143,25 @@ def make_cuts(
     times, below the full width (all coordinates in another order are the full width once more).
 
     Args:
-        sample: Corpus rows that scales and rotation are fitted on.
+        sample: Corpus rows that the rotation is fitted on.
         dims: Ascending widths, the last the full one.
         dtypes: Number formats asked for; float32 is always among them.
         seed: Of the random draws.
+        codec: int8 of the prefixes, calibrated as an index does, on the whole corpus; None
+            calibrates it on the sample.
     """
     widths = tuple(dims)
     asked = {Dtype.FLOAT32, *dtypes}
-    cuts = [_cut("prefix", dtype, sample, dims=widths) for dtype in Dtype if dtype in asked]
+    codec = codec or Int8Codec.calibrate(sample)
+    cuts = [_cut("prefix", dtype, codec, dims=widths) for dtype in Dtype if dtype in asked]
     for dtype in (Dtype.INT8, Dtype.BINARY):
         if dtype not in asked:
-            cuts.append(_cut("prefix", dtype, sample, dims=widths[-1:]))
+            cuts.append(_cut("prefix", dtype, codec, dims=widths[-1:]))
     rotation = Rotation.fit_pca(sample)
-    rotated = rotation(sample)
+    rotated_codec = Int8Codec.calibrate(rotation(sample))
     for dtype in (Dtype.FLOAT32, Dtype.INT8):
         if dtype in asked:
-            cuts.append(_cut("pca", dtype, rotated, dims=widths, turn=rotation))
+            cuts.append(_cut("pca", dtype, rotated_codec, dims=widths, turn=rotation))
     generator = np.random.default_rng(seed)
     for draw in range(NUM_RANDOM_DRAWS if len(widths) > 1 else 0):
         shuffle = Shuffle(generator.permutation(sample.shape[1]))
@@ -184,7 +192,7 @@ def clipping_notes(cuts: Iterable[Cut]) -> list[str]:
 def _cut(
     family: str,
     dtype: Dtype,
-    sample: Chunk,
+    codec: Int8Codec,
     *,
     dims: tuple[int, ...],
     turn: Map | None = None,
@@ -192,7 +200,7 @@ def _cut(
     coders: dict[Dtype, Callable[[], Map | None]] = {
         Dtype.FLOAT32: lambda: None,
         Dtype.FLOAT16: lambda: round_to_float16,
-        Dtype.INT8: lambda: Int8Coder(Int8Codec.calibrate(sample)),
+        Dtype.INT8: lambda: Int8Coder(codec),
         Dtype.BINARY: lambda: take_signs,
     }
     return Cut(family=family, dtype=dtype, dims=dims, turn=turn, code=coders[dtype]())

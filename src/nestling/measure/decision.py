@@ -63,7 +63,7 @@ class Decision:
         steps: Every candidate tested.
         cut: The smallest certified prefix, or None.
         funnel: The smallest certified funnel head, or None.
-        queries_needed: If nothing passed: about how many queries would certify the first step.
+        queries_needed: If nothing passed: the fewest that any step needs, as far as more would help.
     """
 
     verdict: str

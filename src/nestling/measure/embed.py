@@ -27,6 +27,7 @@ class Side:
         fingerprint: What made them.
         has_known_space: Whether the fingerprint tells a model, not just a file.
         notes: Inputs cut short, rows dropped.
+        corpus_hash: As in `Results`, where it is read from a file; "" for what was encoded now.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Side:
     fingerprint: Fingerprint
     has_known_space: bool = True
     notes: tuple[str, ...] = ()
+    corpus_hash: str = ""
 
     def take(
         self, rows: Int[np.ndarray, " taken"], *, name: str, note: str | None = None
@@ -103,9 +105,11 @@ def read_side(path: Path, *, name: str, bad_rows: BadRowPolicy) -> Side:
     if path.is_dir():
         folder = VectorFolder.open(path)
         vectors, stored_ids, fingerprint = folder.vectors, folder.doc_ids, folder.fingerprint
+        corpus_hash = folder.corpus_hash
     else:
         vectors, stored_ids = read_vectors(path)
         fingerprint = open_encoder(f"vectors:{path}").fingerprint
+        corpus_hash = fingerprint.space.revision  # a hash of the file
     ids = [str(row) for row in range(len(vectors))] if stored_ids is None else stored_ids
     keep = check_rows(vectors, ids, policy=bad_rows)
     kept = np.flatnonzero(keep)
@@ -122,6 +126,7 @@ def read_side(path: Path, *, name: str, bad_rows: BadRowPolicy) -> Side:
         kept=kept,
         fingerprint=fingerprint,
         has_known_space=path.is_dir(),
+        corpus_hash=corpus_hash,
         notes=_dropped_notes(dropped, len(ids), name=name),
     )
 

@@ -8,6 +8,7 @@ from nestling.core import (
     BadRowPolicy,
     Dtype,
     Fingerprint,
+    Int8Codec,
     check_nesting_dims,
     default_nesting_dims,
 )
@@ -48,6 +49,7 @@ class Options:
             dims=self.widths(corpus.shape[1]),
             dtypes=self.dtypes,
             seed=self.seed,
+            codec=Int8Codec.calibrate(corpus),
         )
 
     def encode(

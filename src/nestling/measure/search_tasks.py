@@ -1,6 +1,6 @@
 """Retrieval with judgements, and `self:` tasks, which have none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from nestling.measure.cuts import clipping_notes
 from nestling.measure.embed import Side, check_comparable, read_side
 from nestling.measure.metrics import CUTOFF, DEPTH, Judgements, overlap
 from nestling.measure.options import Options, Outcome
-from nestling.measure.ranking import Reference, Rows, measure_search
+from nestling.measure.ranking import Judge, Reference, Rows, measure_search
 from nestling.measure.table import PerQuery
 
 
@@ -25,24 +25,14 @@ def run_retrieval(encoder: Encoder, task: RetrievalTask, options: Options) -> Ou
         values = judgements.evaluate(rows)
         return {**values, "overlap_at_10": overlap(rows[:, :CUTOFF], reference)}
 
-    cuts = options.cuts(corpus.vectors)
-    measured = measure_search(
-        corpus.vectors,
-        queries.vectors,
-        cuts,
-        judge=judge,
-        shortlist_size=options.shortlist_size,
-        progress=options.progress,
-    )
-    return Outcome(
-        measured=measured,
+    return _search(
+        corpus,
+        queries,
+        judge,
+        options,
         main_metric="ndcg_at_10",
-        nested_metric="overlap_at_10",
-        query_ids=queries.ids,
-        fingerprint=corpus.fingerprint,
         corpus_hash=task.corpus.corpus_hash,
-        num_documents=len(corpus.ids),
-        notes=[*corpus.notes, *queries.notes, *clipping_notes(cuts)],
+        notes=corpus.notes,
     )
 
 
@@ -59,7 +49,7 @@ def run_self(encoder: Encoder | None, task: SelfTask, options: Options) -> Outco
     """
     if task.vectors is not None:
         found = read_side(task.vectors, name="documents", bad_rows=options.bad_rows)
-        corpus_hash = found.fingerprint.space.revision
+        corpus_hash = found.corpus_hash
     elif task.corpus is not None:
         known_encoder = need_encoder(encoder, task.name)
         found = options.encode(
@@ -77,24 +67,14 @@ def run_self(encoder: Encoder | None, task: SelfTask, options: Options) -> Outco
             "recall_at_10_of_full": overlap(rows[:, :DEPTH], reference),
         }
 
-    cuts = options.cuts(corpus.vectors)
-    measured = measure_search(
-        corpus.vectors,
-        np.asarray(queries.vectors, dtype=np.float32),
-        cuts,
-        judge=judge,
-        shortlist_size=options.shortlist_size,
-        progress=options.progress,
-    )
-    return Outcome(
-        measured=measured,
+    return _search(
+        corpus,
+        queries,
+        judge,
+        options,
         main_metric="overlap_at_10",
-        nested_metric="overlap_at_10",
-        query_ids=queries.ids,
-        fingerprint=corpus.fingerprint,
         corpus_hash=corpus_hash,
-        num_documents=len(corpus.ids),
-        notes=[*found.notes, *queries.notes, *clipping_notes(cuts)],
+        notes=found.notes,
     )
 
 
@@ -110,6 +90,37 @@ def need_encoder(encoder: Encoder | None, name: str) -> Encoder:
             f"Name a --model to encode them with."
         )
     return encoder
+
+
+def _search(
+    corpus: Side,
+    queries: Side,
+    judge: Judge,
+    options: Options,
+    *,
+    main_metric: str,
+    corpus_hash: str,
+    notes: Sequence[str],
+) -> Outcome:
+    cuts = options.cuts(corpus.vectors)
+    measured = measure_search(
+        corpus.vectors,
+        np.asarray(queries.vectors, dtype=np.float32),
+        cuts,
+        judge=judge,
+        shortlist_size=options.shortlist_size,
+        progress=options.progress,
+    )
+    return Outcome(
+        measured=measured,
+        main_metric=main_metric,
+        nested_metric="overlap_at_10",
+        query_ids=queries.ids,
+        fingerprint=corpus.fingerprint,
+        corpus_hash=corpus_hash,
+        num_documents=len(corpus.ids),
+        notes=[*notes, *queries.notes, *clipping_notes(cuts)],
+    )
 
 
 def _find_queries(

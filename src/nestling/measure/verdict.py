@@ -9,7 +9,7 @@ from nestling.measure.results import Results, Row
 
 
 def write_verdict(decision: Decision, reference: Row, *, shortlist_size: int | None) -> str:
-    """Return one to three sentences for people.
+    """Return one or two sentences for people.
 
     The kept share is what was measured. The number behind "sure" is the tolerance that was tested,
     since that alone is certified for a size chosen by the test.
@@ -55,6 +55,7 @@ def write_evidence(
         num_chains: Per family, the chains its delta is split over.
     """
     num_queries = len(results.query_ids)
+    documents = f" over {results.num_documents:,} documents" if results.num_documents else ""
     shares = [
         f"{family} {_percent(confidence)} over {count} chain{'s' if count > 1 else ''}, "
         f"{_percent(1.0 - (1.0 - confidence) / count)} each"
@@ -62,7 +63,7 @@ def write_evidence(
         if count
     ]
     parts = [
-        f"{num_queries:,} queries of {reference.task}",
+        f"{num_queries:,} queries of {reference.task}{documents}",
         "betting test of the paired loss per query, widest cut first, up to the first failure",
         f"confidence: {'; '.join(shares)}",
         f"query order: seed {seed}",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nestling.core import Dtype, check_rows, check_unique_ids
+from nestling.core import Dtype, check_unique_ids
 from nestling.core.files import fsync_folder
 from nestling.core.progress import Progress
 from nestling.data.types import Corpus, content_hash
@@ -91,8 +91,10 @@ def write_index(
     """Write everything, the manifest last, and flush it to the disk.
 
     Raises:
-        VectorError: If a vector is zero or not finite.
+        FormatError: If the vectors are damaged.
     """
+    # Before the copy gets checksums of its own, which would vouch for any damage.
+    vectors.verify()
     (folder / VECTORS).parent.mkdir()
     (folder / HEAD).mkdir()
     files = {VECTORS: _copy_vectors(vectors, folder / VECTORS, progress)}
@@ -125,12 +127,11 @@ def write_index(
 
 
 def _copy_vectors(vectors: VectorFolder, path: Path, progress: Progress) -> FileState:
-    full, doc_ids = vectors.vectors, vectors.doc_ids
+    full = vectors.vectors
     step = rows_per_chunk(full.shape[1])
     with RowWriter(path) as writer:
         for start in range(0, len(full), step):
             chunk = full[start : start + step]
-            check_rows(chunk, doc_ids[start : start + step], policy="error")
             writer.write(chunk)
             progress("copy vectors", start + len(chunk), len(full))
     return writer.state

@@ -35,8 +35,8 @@ def make_entries(
     """Return the entries of new rows.
 
     Raises:
-        DataError: If the lists differ in length, a text is not valid Unicode, or metadata is not
-            JSON; the message names the document.
+        DataError: If the lists differ in length, an id or a text is no string or not valid
+            Unicode, or metadata is not JSON; the message names the document.
     """
     for name, values in (("texts", texts), ("metadata", metadata)):
         if values is not None and len(values) != len(doc_ids):
@@ -49,10 +49,10 @@ def make_entries(
         text = None if texts is None else texts[place]
         try:
             plain = None if metadata is None else json.dumps(dict(metadata[place]), allow_nan=False)
-            f"{doc_id}{text}".encode()
+            "".join((doc_id, "" if text is None else text)).encode()
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"texts must be Unicode and metadata must be JSON, got {error} in document {doc_id!r}. "
+                f"ids and texts must be Unicode and metadata must be JSON, got {error} in document {doc_id!r}. "
                 f"Mend this document."
             ) from error
         entries.append(Entry(doc_id, text, plain))

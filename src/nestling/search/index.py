@@ -113,8 +113,8 @@ class Index:
         Raises:
             DataError: If there are no vectors, an id is repeated, or the corpus lacks a document
                 or holds another text than the one that was encoded.
-            VectorError: If a vector is zero or not finite.
             DimensionError, FingerprintError, FormatError: If the plan does not fit the vectors.
+            FormatError: If the vectors differ from their checksums.
             WriteError: If `path` exists, or cannot be written.
         """
         plan = choose_plan(vectors, plan)
@@ -274,13 +274,15 @@ class Index:
         self, queries: Float[np.ndarray, "*batch width"]
     ) -> Float32[np.ndarray, "queries full"]:
         self._check_width(queries, "queries", "one row per query")
-        bad = np.flatnonzero(find_bad_rows(queries))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
+            rows = queries.astype(np.float32, copy=False)
+        bad = np.flatnonzero(find_bad_rows(rows))
         if len(bad):
             raise VectorError(
                 f"`queries` must be finite and not all zero, got {len(bad)} bad of {len(queries)}: "
                 f"query {', '.join(map(str, bad[:5]))}. Mend these (an empty text encodes to zero)."
             )
-        return queries.astype(np.float32, copy=False)
+        return rows
 
     def _check_width(
         self, vectors: Float[np.ndarray, "*batch width"], name: str, rule: str
@@ -339,10 +341,11 @@ class Index:
             catalogue_checksum=checksum,
         )
         manifest.save(self.path)
-        self._manifest = manifest
         self._vectors = self._map_vectors(manifest)
         self._tier = self._tier.extended(encoded, self._vectors)
         self._engine.add(self._tier)
+        # Last: whatever fails above, e.g. for lack of memory, the next call reads the folder again.
+        self._manifest = manifest
         return Added(len(rows), encoded.num_clipped)
 
     def _hits(self, found: TopK) -> list[list[Hit]]:

@@ -1,5 +1,6 @@
 """A funnel and the evidence that chose it: plain data in a JSON file."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class Plan:
         """Read what `to_json` wrote.
 
         Raises:
-            FormatError: If a field is missing, or the version is newer than this one.
+            FormatError: If a field is missing or of another kind, or the version is newer.
         """
         try:
             if data["plan_version"] > PLAN_VERSION:
@@ -104,15 +105,18 @@ class Plan:
                 )
             stages = tuple(
                 Stage(
-                    dim=stage["dim"],
+                    dim=operator.index(stage["dim"]),
                     dtype=Dtype(stage["dtype"]),
-                    shortlist_size=stage["shortlist_size"],
+                    shortlist_size=None if size is None else operator.index(size),
                 )
-                for stage in data["stages"]
+                for stage, size in ((each, each["shortlist_size"]) for each in data["stages"])
             )
             space = None if data["space"] is None else Space(**data["space"])
             return cls(
-                stages=stages, embed_dim=data["embed_dim"], space=space, evidence=data["evidence"]
+                stages=stages,
+                embed_dim=operator.index(data["embed_dim"]),
+                space=space,
+                evidence=dict(data["evidence"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError | DimensionError):

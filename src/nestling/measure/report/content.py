@@ -113,6 +113,9 @@ def plan_json(decision: Decision | None) -> str:
 def deploy_commands(focus: Focus) -> list[str]:
     """Return the lines that build an index by the plan and search it."""
     kind, _, path = focus.model.partition(":")
+    if not path and focus.is_self:
+        # Nobody named a model to encode with: what was measured are vectors.
+        kind, path = "vectors", focus.task.removeprefix("self:")
     if kind == "vectors":
         source = f"--vectors {shlex.quote(path)}"
         search_model = " --model MODEL"
@@ -131,8 +134,8 @@ def run_facts(results: Results) -> list[str]:
     """Return when, where and how it was measured, as far as the results know."""
     known = results.environment
     cores = f"{known['num_cores']} cores, " if "num_cores" in known else ""
-    hardware = known.get("hardware") or known.get("cpu")
-    facts = [known.get("date"), None if hardware is None else cores + flatten(hardware)]
+    hardware = cores + known["cpu"] if "cpu" in known else None
+    facts = [known.get("date"), hardware]
     return [flatten(fact) for fact in facts if fact is not None]
 
 
@@ -173,14 +176,14 @@ def _not_nested(focus: Focus) -> Caution:
     ]
     gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
     text = (
-        "Its prefixes are no better than random coordinates, so cutting it throws away whatever "
-        "happens to stand last."
+        "On this task its prefixes were not clearly better than random choices of coordinates: what "
+        "stands first may matter no more than what a cut throws away."
     )
     if best is None or gain <= 0:
         return Caution(title="This model does not look nested", text=text)
     return Caution(
         title="This model does not look nested",
-        text=f"{text} A rotation fitted on the corpus (PCA) does better: at {best.row.dim} dimensions it "
-        f"reaches {best.row.value:.4f} where the prefix reaches {best.row.value - gain:.4f}.",
+        text=f"{text} A rotation fitted on the corpus (PCA) does better: at {best.row.dim} dimensions in "
+        f"{best.row.dtype} it reaches {best.row.value:.4f} where the prefix reaches {best.row.value - gain:.4f}.",
         anchor=best.anchor,
     )

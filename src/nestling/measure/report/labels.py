@@ -62,6 +62,12 @@ def loss_text(loss: float, is_relative: bool) -> str:
     return f"{100 * loss:.2f}{'%' if is_relative else ' points'}"
 
 
+def bound_text(bound: float, is_relative: bool) -> str:
+    """Return a bound on a loss as `loss_text` does, but rounded up: rounded down it is no bound."""
+    # `loss_bound` leaves 6e-8 above where the test turns, which is not worth a digit.
+    return loss_text(math.ceil(round(10_000 * bound, 2)) / 10_000, is_relative)
+
+
 def about(number: int) -> str:
     """Return an estimate, rounded up to two digits: it is no better than that."""
     unit = 10 ** max(0, len(str(number)) - 2)

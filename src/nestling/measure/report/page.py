@@ -73,6 +73,7 @@ def render_report(results: Results, decision: Decision | None) -> str:
     )
     environment.filters |= {
         "color_name": color_name,
+        "bound_text": labels.bound_text,
         "cut_label": labels.cut_label,
         "family_label": labels.family_label,
         "keep_widths_whole": labels.keep_widths_whole,

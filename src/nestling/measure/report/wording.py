@@ -99,6 +99,11 @@ def table_note(focus: Focus) -> str:
             f" Intervals are {100 * focus.confidence:g}% bootstrap intervals over the queries: they "
             f"describe this sample, and certify nothing."
         )
+    if any(line.family == "pca" for line in focus.series):
+        note += (
+            " PCA is fitted on the measured vectors themselves, and every query must be rotated by it "
+            "too: its bytes leave the rotation out."
+        )
     return note
 
 
@@ -154,15 +159,15 @@ def what_would_change(results: Results, decision: Decision | None, focus: Focus)
 def _failure_lines(decision: Decision) -> list[str]:
     failed = [step for step in decision.steps if not step.passed]
     lines = [
-        f"More queries: {about(step.queries_needed)} of this kind would certify the {_cut(step)}; "
-        f"there were {decision.num_queries:,}."
+        f"More queries: a fresh set of {about(step.queries_needed)} like these would probably certify "
+        f"the {_cut(step)}; there were {decision.num_queries:,}."
         for step in failed
         if step.queries_needed is not None
     ]
     hopeless = [_cut(step) for step in failed if step.queries_needed is None]
     if hopeless:
         lines.append(
-            f"A larger tolerance: more than {tolerance_text(decision)} was lost by the "
+            f"A larger tolerance: no less than {tolerance_text(decision)} was lost by the "
             f"{', the '.join(hopeless)}, and more queries would not change that."
         )
     return lines
