@@ -130,6 +130,7 @@ def _find(folder: Path, side: str) -> Path:
 def _open(path: Path) -> StoredVectors:
     if path.is_dir():
         folder = VectorFolder.open(path)
+        folder.verify()
         return StoredVectors(
             path=path,
             vectors=folder.vectors,

@@ -104,6 +104,7 @@ def read_side(path: Path, *, name: str, bad_rows: BadRowPolicy) -> Side:
     vectors: Float[np.ndarray, "rows embed_dim"]
     if path.is_dir():
         folder = VectorFolder.open(path)
+        folder.verify()
         vectors, stored_ids, fingerprint = folder.vectors, folder.doc_ids, folder.fingerprint
         corpus_hash = folder.corpus_hash
     else:

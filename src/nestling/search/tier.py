@@ -172,7 +172,8 @@ def derive_tier(
     Raises:
         DimensionError: If `dim` is outside [1, full].
     """
-    scale = _calibrate(vectors, check_dim(dim, vectors.shape[1])) if dtype is Dtype.INT8 else None
+    check_dim(dim, vectors.shape[1])
+    scale = Int8Codec.calibrate(vectors[:, :dim]).scale if dtype is Dtype.INT8 else None
     tier = _empty_tier(vectors, dim, dtype, scale)
     files: dict[str, FileState] = {}
     if scale is not None:
@@ -219,15 +220,6 @@ def _empty_tier(
     codes = np.empty((0, width), dtype=STORED_AS[dtype])
     norms = None if scale is None else no_norms
     return Tier(dim=dim, dtype=dtype, codes=codes, norms=norms, scale=scale)
-
-
-def _calibrate(vectors: Float[np.ndarray, "rows full"], dim: int) -> Float32[np.ndarray, " {dim}"]:
-    largest = np.zeros((1, dim), dtype=np.float32)
-    step = rows_per_chunk(dim)
-    for start in range(0, len(vectors), step):
-        chunk = vectors[start : start + step, :dim].astype(np.float32, copy=False)
-        np.maximum(largest, np.abs(chunk).max(axis=0), out=largest)
-    return Int8Codec.calibrate(largest).scale
 
 
 def _lengths(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, " rows"]:
