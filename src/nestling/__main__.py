@@ -1,5 +1,16 @@
-"""`python -m nestling`."""
+"""The `nestling` command, also as `python -m nestling`."""
 
-from nestling.cli import main
+import sys
 
-main(prog_name="nestling")
+
+def run() -> None:
+    """Load and run the command; Ctrl-C while it loads ends it as quietly as later on."""
+    try:
+        from nestling.cli import main
+    except KeyboardInterrupt:
+        sys.exit(130)
+    main(prog_name="nestling")
+
+
+if __name__ == "__main__":
+    run()

@@ -33,7 +33,13 @@ def test_default_dims_are_nesting_dims(embed_dim: int) -> None:
     assert all(wide == 2 * narrow for narrow, wide in pairwise(dims))
 
 
-@pytest.mark.parametrize("dim", [0, -3, 9])
+@pytest.mark.parametrize("dim", [0, -3])
+def test_a_dim_below_1_is_refused(dim: int) -> None:
+    with pytest.raises(DimensionError, match=rf"`dim` must be at least 1, got {dim}\."):
+        check_dim(dim, 8)
+
+
+@pytest.mark.parametrize("dim", [9, 100])
 def test_a_dim_outside_the_width_is_refused(dim: int) -> None:
     with pytest.raises(
         DimensionError, match=rf"`dim` must lie in \[1, 8\].*got {dim}\. To go wider"
@@ -48,7 +54,7 @@ def test_a_dim_outside_the_width_is_refused(dim: int) -> None:
         ([], r"`dims` must name at least one width, got none\. Pass e\.g\. --dims"),
         ([8, 4], r"ascend without repeats, got 8,4\. Pass 4,8\."),
         ([4, 4, 8], r"ascend without repeats, got 4,4,8\. Pass 4,8\."),
-        ([0, 4], r"`dim` must lie in \[1, 16\].*got 0"),
+        ([0, 4], r"`dim` must be at least 1, got 0"),
         ([4, 17], r"`dim` must lie in \[1, 16\].*got 17"),
     ],
 )

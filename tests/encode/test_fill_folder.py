@@ -383,6 +383,19 @@ def test_a_value_that_float16_cannot_hold_is_named(tmp_path):
         encode_corpus(encoder, make_corpus(["one"]), tmp_path / "v", dtype=Dtype.FLOAT16)
 
 
+def test_vectors_of_another_corpus_are_not_replaced_by_mistake(tmp_path):
+    out = tmp_path / "v"
+    encode_corpus(FakeEncoder(), make_corpus(["tea", "bread"]), out)
+    before = (out / "vectors.bin").read_bytes()
+    with pytest.raises(WriteError, match=r"2 vectors of other inputs.*--overwrite"):
+        encode_corpus(FakeEncoder(), make_corpus(["salt", "pepper"]), out)
+    assert (out / "vectors.bin").read_bytes() == before
+    # One text in common is an edit, not a mistake.
+    assert encode_corpus(FakeEncoder(), make_corpus(["tea", "pepper"]), out).num_reused == 1
+    replaced = encode_corpus(FakeEncoder(), make_corpus(["salt"]), out, overwrite=True)
+    assert len(replaced.folder) == 1
+
+
 ENCODE_OVER_AND_OVER = """
 import sys
 from pathlib import Path
@@ -393,7 +406,7 @@ done = 0
 while done < 15:
     try:
         corpus = make_corpus([f"{sys.argv[2]}, round {done}, text {place}" for place in range(4)])
-        encode_corpus(FakeEncoder(), corpus, Path(sys.argv[1]), block_rows=2)
+        encode_corpus(FakeEncoder(), corpus, Path(sys.argv[1]), block_rows=2, overwrite=True)
         done += 1
     except WriteError as error:
         assert "another process is encoding into" in str(error), error

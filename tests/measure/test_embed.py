@@ -61,7 +61,7 @@ def test_cut_inputs_are_counted():
     (note,) = side(encoder(max_tokens=6)).notes
     assert note == (
         "20 of 20 documents are longer than the 6 tokens that the model reads: what comes after "
-        "is not measured"
+        "is left out"
     )
 
 

@@ -1,5 +1,6 @@
 """The `nestling` command: its verbs, and how errors reach a person."""
 
+import difflib
 import importlib
 from typing import Any
 
@@ -38,6 +39,15 @@ class VerbGroup(click.Group):
         command: click.Command = importlib.import_module(f"nestling.cli.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; a mistyped one gets the closest."""
+        close = difflib.get_close_matches(args[0], VERBS, n=1)
+        if args[0] not in VERBS and close:
+            ctx.fail(f"No such verb {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without loading them."""
         with formatter.section("Verbs"):
@@ -51,7 +61,8 @@ class VerbGroup(click.Group):
             raise
         except KeyboardInterrupt:
             click.echo(
-                "\nInterrupted. Encoded blocks are kept: run the same command to go on.", err=True
+                "\nInterrupted. Finished blocks of encoded vectors are kept: run the same command to go on.",
+                err=True,
             )
             ctx.exit(EXIT_INTERRUPTED)
         except Exception as error:

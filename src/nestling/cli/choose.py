@@ -8,6 +8,7 @@ from nestling.cli.options import OutputPath, debug_option, json_option, overwrit
 from nestling.cli.outputs import refuse_to_overwrite
 from nestling.cli.tables import steps_table
 from nestling.cli.terminal import print_json, print_table, talk
+from nestling.errors import WriteError
 from nestling.measure import Results, choose, write_report
 
 
@@ -34,7 +35,11 @@ Exits with 1 if --out was given and nothing could be certified: no plan is writt
 )
 @click.option("--metric", help="Metric to choose by.  [default: the task's main metric]")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Order in which queries are looked at."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Order in which queries are looked at.",
 )
 @click.option(
     "--out",
@@ -63,6 +68,10 @@ def command(
         raise click.UsageError("give --max-loss or --max-loss-points, not both.")
     if out is not None:
         refuse_to_overwrite(out, overwrite)
+        if out.resolve() == results_file.resolve():
+            raise WriteError(
+                f"`--out` must not be the results file itself, got {out}. Name another."
+            )
     results = Results.load(results_file)
     decision = choose(
         results,
@@ -82,10 +91,10 @@ def command(
         print_table(steps_table(decision, embed_dim=results.embed_dim))
     if out is None:
         return
-    report = out.with_suffix(".html")
-    write_report(results, decision, report, overwrite=True)
     if decision.plan is None:
-        talk(f"wrote {report}; no plan, since nothing is certified.")
+        talk("no plan was written, since nothing is certified.")
         ctx.exit(1)
     decision.plan.save(out)
+    report = out.with_suffix(".html")
+    write_report(results, decision, report, overwrite=True)
     talk(f"wrote {out} and {report}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nestling.cli.inputs import open_encoder_and_corpus
+from nestling.cli.inputs import open_encoder_and_corpus, talk_about
 from nestling.cli.options import (
     OutputPath,
     bad_rows_option,
@@ -15,7 +15,7 @@ from nestling.cli.options import (
     json_option,
     model_option,
 )
-from nestling.cli.terminal import print_json, progress_bars, talk
+from nestling.cli.terminal import print_json, progress_bars
 from nestling.core import Dtype
 from nestling.encode import encode_corpus
 
@@ -49,27 +49,40 @@ Run it after the corpus changed: only texts with new content are encoded.""",
     show_default=True,
     help="Number format on disk.",
 )
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace vectors of a corpus that shares no text with this one.",
+)
 @encoder_options
 @bad_rows_option
 @json_option
 @debug_option
 def command(
-    model: str, corpus: str, out: Path, dtype: str, bad_rows: Any, as_json: bool, **encoder: Any
+    model: str,
+    corpus: str,
+    out: Path,
+    dtype: str,
+    overwrite: bool,
+    bad_rows: Any,
+    as_json: bool,
+    **encoder: Any,
 ) -> None:
     """Encode a corpus at full width into a vector folder."""
     started_s = time.perf_counter()
     with progress_bars() as progress:
         opened, documents = open_encoder_and_corpus(model, corpus, progress=progress, **encoder)
         encoded = encode_corpus(
-            opened, documents, out, dtype=Dtype(dtype), bad_rows=bad_rows, progress=progress
+            opened,
+            documents,
+            out,
+            dtype=Dtype(dtype),
+            bad_rows=bad_rows,
+            overwrite=overwrite,
+            progress=progress,
         )
     seconds = time.perf_counter() - started_s
-    for note in documents.notes:
-        talk(note)
-    if encoded.dropped_ids:
-        talk(
-            f"left out {len(encoded.dropped_ids):,} zero, NaN or infinite rows: {encoded.dropped_ids[:5]}"
-        )
+    talk_about(encoded, documents, encoder=opened)
     folder = encoded.folder
     report = {
         "out": str(out),
@@ -91,5 +104,5 @@ def command(
         click.echo(
             f"{len(folder):,} documents x {folder.embed_dim} dims in {dtype} "
             f"({folder.vectors.nbytes / 1e6:,.1f} MB) -> {out} in {seconds:.1f} s: {encoded.num_encoded:,} encoded, "
-            f"{encoded.num_reused:,} copied from equal texts, {encoded.num_resumed:,} from an earlier run"
+            f"{encoded.num_resumed:,} there already, {encoded.num_reused:,} copied from unchanged or equal texts"
         )

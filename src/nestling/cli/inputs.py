@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from nestling.cli.terminal import talk
+from nestling.core import Fingerprint
 from nestling.core.progress import Progress
 from nestling.data import Chunking, Corpus, Task, open_corpus, open_task
-from nestling.encode import Encoder, open_encoder
+from nestling.encode import Encoded, Encoder, open_encoder, truncation_notes
 
 CHUNK_TOKENS = 256
 """Length of a chunk for encoders without a limit: a few paragraphs that are about one thing."""
@@ -42,6 +44,36 @@ def open_encoder_and_task(
             f"--task {task} holds texts or images: name a --model to encode them with."
         )
     return encoder, opened
+
+
+def reopen_encoder(
+    fingerprint: Fingerprint, *, base_url: str | None, max_tokens: int | None
+) -> Encoder | None:
+    """Open the encoder that made some vectors as it was then; None if they do not say which.
+
+    What is given here replaces what they say.
+    """
+    origin = fingerprint.origin
+    if "model" not in origin:
+        return None
+    limit = fingerprint.encoder.get("max_tokens", "")
+    return open_encoder(
+        origin["model"],
+        base_url=base_url or origin.get("base_url"),
+        max_tokens=max_tokens or (int(limit) if limit.isdigit() else None),
+    )
+
+
+def talk_about(encoded: Encoded, corpus: Corpus | None, *, encoder: Encoder | None) -> None:
+    """Say what people should know about an encoded corpus: its size, and what was left out."""
+    notes = [] if corpus is None else [*corpus.notes]
+    if corpus is not None and encoder is not None and encoded.num_encoded:
+        notes += truncation_notes(encoder, corpus.texts, name="documents")
+    if encoded.dropped_ids:
+        named = ", ".join(map(repr, encoded.dropped_ids[:5]))
+        notes.append(f"left out {len(encoded.dropped_ids):,} zero, NaN or infinite rows: {named}")
+    for note in notes:
+        talk(note)
 
 
 def chunking_for(encoder: Encoder) -> Chunking:

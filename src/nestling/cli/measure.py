@@ -64,7 +64,13 @@ Examples:
     help="Candidates that a funnel re-scores at full width.",
 )
 @click.option("--queries", type=click.Path(path_type=Path), help="Queries for a self: task.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same numbers.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Same seed, same numbers.",
+)
 @click.option(
     "--out",
     type=OutputPath(),
@@ -116,6 +122,10 @@ def command(
         print_json(without_per_query(results))
     else:
         print_table(results_table(results))
+        if results.looks_nested is False:
+            talk(
+                "this model does not look nested here: its prefixes are not clearly better than random coordinates"
+            )
         for note in results.notes:
             talk(note)
 

@@ -11,6 +11,10 @@ def refuse_to_overwrite(out: Path, overwrite: bool) -> None:
     Raises:
         WriteError: If one is there and `overwrite` is false.
     """
+    if out.suffix != ".json":
+        raise WriteError(
+            f"`--out` must end in .json, got {out}. The report goes beside it as .html."
+        )
     for path in (out, out.with_suffix(".html")):
         if path.exists() and not overwrite:
             raise WriteError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nestling.cli.inputs import reopen_encoder
 from nestling.cli.options import debug_option, encoder_options, json_option, model_option
 from nestling.cli.terminal import print_json, talk
 from nestling.encode import open_encoder
@@ -36,7 +37,15 @@ def command(
 ) -> None:
     """Search an index; the query is encoded by the model that encoded the documents."""
     index = Index.open(index_folder)
-    opened = open_encoder(**_how_to_open(index, model, **encoder))
+    if not query.strip():
+        raise click.UsageError("QUERY must not be empty.")
+    opened = (
+        open_encoder(model, **encoder) if model else reopen_encoder(index.fingerprint, **encoder)
+    )
+    if opened is None:
+        raise click.UsageError(
+            f"{index.path} does not say which model made its vectors. Build it again with --model, naming it."
+        )
     index.check_encoder(opened.fingerprint)
     vector = opened.encode([query], role="query")
     started_s = time.perf_counter()
@@ -56,20 +65,9 @@ def command(
     )
 
 
-def _how_to_open(
-    index: Index, model: str | None, *, base_url: str | None, max_tokens: int | None
-) -> dict[str, Any]:
-    # The index remembers the encoder of its documents; a model named here replaces all of that.
-    origin = index.fingerprint.origin if model is None else {"model": model}
-    if "model" not in origin:
-        raise click.UsageError(
-            f"{index.path} does not say which model encodes its queries: name it with --model."
-        )
-    return {
-        "uri": origin["model"],
-        "base_url": base_url or origin.get("base_url"),
-        "max_tokens": max_tokens,
-    }
+def _title(hit: Hit) -> str:
+    heading = (hit.metadata or {}).get("heading")
+    return f"{hit.doc_id}  {heading}" if heading else hit.doc_id
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:

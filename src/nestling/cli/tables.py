@@ -72,7 +72,7 @@ def steps_table(decision: Decision, *, embed_dim: int) -> Table:
 
 def _missing(queries_needed: int | None) -> str:
     if queries_needed is None:
-        return "loss too large"
+        return "none would do"
     # An extrapolation: more than two digits would claim too much.
     unit = 10 ** max(0, len(str(queries_needed)) - 2)
     return f"needs about {-(-queries_needed // unit) * unit:,} queries"

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +22,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from nestling.core.progress import Progress
+
+SECONDS_BETWEEN_LINES = 30
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -37,10 +40,18 @@ def print_json(data: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table on stdout, as wide as it needs to be when nobody looks."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
+    console = Console(highlight=False, markup=False)
+    # Too wide for the window is better than digits cut off.
+    console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
     console.print(table)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Return a size for people, e.g. "6.7 MB"."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.1f} {unit}"
+    return f"{num_bytes} bytes"
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -88,13 +99,21 @@ def _rich_bars(console: Console) -> Iterator[Progress]:
 
 
 class _LineProgress:
-    """One line per label, when it is done: logs stay short."""
+    """One line per label when it is done, and every half minute until then: logs stay short."""
 
     def __init__(self) -> None:
         self._started_s: dict[str, float] = {}
+        self._last_line_s = time.perf_counter()
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        started_s = self._started_s.setdefault(label, time.perf_counter())
+        now_s = time.perf_counter()
+        elapsed_s = now_s - self._started_s.setdefault(label, now_s)
         if done >= total:
-            talk(f"{label}: {total:,} in {time.perf_counter() - started_s:.1f} s")
+            talk(f"{label}: {total:,} in {elapsed_s:.1f} s")
             del self._started_s[label]
+        elif done and now_s - self._last_line_s > SECONDS_BETWEEN_LINES:
+            left_s = elapsed_s * (total - done) / done
+            talk(f"{label}: {done:,} of {total:,}, about {left_s:,.0f} s left")
+        else:
+            return
+        self._last_line_s = now_s

@@ -14,7 +14,11 @@ def check_dim(dim: int, embed_dim: int) -> int:
     Raises:
         DimensionError: If `dim` is outside [1, embed_dim].
     """
-    if not 1 <= dim <= embed_dim:
+    if dim < 1:
+        raise DimensionError(
+            f"`dim` must be at least 1, got {dim}. Name a width from 1 to {embed_dim}."
+        )
+    if dim > embed_dim:
         raise DimensionError(
             f"`dim` must lie in [1, {embed_dim}] for embeddings of width {embed_dim}, got {dim}. "
             f"To go wider, encode with a model whose `embed_dim` is at least {dim}."

@@ -26,6 +26,7 @@ def naming_write_errors(path: Path) -> Iterator[None]:
             errno.EPERM: "permission denied. Name a folder you may write to",
             errno.EROFS: "the file system is read-only. Name a folder you may write to",
             errno.EFBIG: "the file would be larger than the limit of this process. Raise `ulimit -f`",
+            errno.ENOENT: "no folder can be made there. Name another folder",
             errno.ENOTDIR: "a file is where a folder should be. Name another folder",
             errno.EEXIST: "a file is where a folder should be. Name another folder",
             errno.EISDIR: "a folder is where the file should go. Name another file",

@@ -59,7 +59,7 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
     """Read one file.
 
     A header must name `text`; the label is the column `label`, or else the one before `text`.
-    Without a header the text is the last column and the label the one before.
+    Without a header there must be two columns, label and text.
 
     Raises:
         DataError: If the file is malformed or empty, or a text or label is empty.
@@ -73,9 +73,10 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
             if "text" in names or "label" in names:
                 label_column, text_column = _named_columns(names, path)
                 continue
-            if num_columns < 2:
+            if num_columns != 2:
                 raise DataError(
-                    f"{path} must have a label and a text in each line, got one column: {row.cells[0]!r}."
+                    f"{path} must have a label and a text in each line, or name its columns `label` and `text` "
+                    f"in the first, got {num_columns} columns: {row.cells}."
                 )
         check_num_cells(row, num_columns, path)
         text, label = row.cells[text_column].strip(), row.cells[label_column].strip()

@@ -5,6 +5,7 @@ from nestling.encode.fill_folder import Encoded
 from nestling.encode.open import open_encoder
 from nestling.encode.protocol import Encoder, Role
 from nestling.encode.stored import open_stored
+from nestling.encode.truncation import truncation_notes
 from nestling.encode.vector_folder import VectorFolder
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "encode_corpus",
     "open_encoder",
     "open_stored",
+    "truncation_notes",
 ]

@@ -18,7 +18,7 @@ from nestling.encode.protocol import Encoder, Role
 from nestling.encode.vector_folder import Manifest, VectorFolder
 from nestling.errors import FormatError, VectorError
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
 """Most inputs per block: a kill costs one block, and each block waits for the disk three times."""
 
 LABELS: dict[Role, str] = {"query": "encoding queries", "document": "encoding documents"}
@@ -46,6 +46,7 @@ def encode_corpus(
     dtype: Dtype = Dtype.FLOAT32,
     block_rows: int = BLOCK_ROWS,
     bad_rows: BadRowPolicy = "error",
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> Encoded:
     """Encode documents into a vector folder that survives being killed at any moment.
@@ -62,6 +63,7 @@ def encode_corpus(
         block_rows: Most documents per block; long ones make shorter blocks. A folder that was
             begun keeps its own.
         bad_rows: "error" refuses NaN, infinite and zero vectors by id; "drop" leaves them out.
+        overwrite: Whether vectors of a corpus that shares no text with this one may be replaced.
         progress: Told after every block.
 
     Raises:
@@ -78,6 +80,7 @@ def encode_corpus(
         dtype=dtype,
         block_rows=block_rows,
         bad_rows=bad_rows,
+        overwrite=overwrite,
         label=LABELS["document"],
         progress=progress,
     )
@@ -119,6 +122,7 @@ def embed(
         dtype=Dtype.FLOAT32,
         block_rows=BLOCK_ROWS,
         bad_rows=bad_rows,
+        overwrite=False,
         label=LABELS[role],
         progress=progress,
     )

@@ -20,7 +20,7 @@ from nestling.encode.folder_places import (
 from nestling.encode.job import EncodeJob
 from nestling.encode.known_rows import KnownRows
 from nestling.encode.vector_folder import MANIFEST_FILE, STORED_DTYPES, Manifest, VectorFolder
-from nestling.errors import FormatError, VectorError
+from nestling.errors import FormatError, VectorError, WriteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,9 @@ def fill_folder(job: EncodeJob, out: Path) -> Encoded:
         FingerprintError: If `out` holds vectors of another space, or of the same space by an
             encoder with other settings, or in another role or dtype.
         VectorError: If a vector is bad and the job does not drop bad rows.
-        WriteError: If the folder cannot be written, the disk is full, or another process is
-            writing there. What was finished stays, and the next run goes on from it.
+        WriteError: If the folder cannot be written, the disk is full, another process is writing
+            there, or it holds vectors of inputs that have nothing in common with these and the
+            job may not overwrite them. What was finished stays; the next run goes on from it.
     """
     places = FolderPlaces(out.resolve())
     with only_writer(places.out):
@@ -64,6 +65,8 @@ def fill_folder(job: EncodeJob, out: Path) -> Encoded:
             places.out.mkdir(exist_ok=True)
         found = read_own_manifest(places.out, job.manifest)
         if found is not None and _needs_rebuild(places.out, found, job):
+            if found.corpus_hash != job.corpus_hash:
+                _check_not_a_stranger(job, places)
             encoded = _rebuild(job, places)
         elif found is not None and found.complete:
             encoded = _finished(job, places.out)
@@ -84,6 +87,24 @@ def _needs_rebuild(out: Path, found: Manifest, job: EncodeJob) -> bool:
     except FormatError:
         return True
     return False
+
+
+def _check_not_a_stranger(job: EncodeJob, places: FolderPlaces) -> None:
+    """Refuse to replace vectors of inputs of which none is among the new ones.
+
+    A corpus that was edited shares most of its texts; one that shares none was not meant.
+    """
+    if job.overwrite:
+        return
+    known = KnownRows(job.manifest)
+    for folder in (places.out, places.next, places.stale):
+        if folder.exists():
+            known.add_intact_blocks(folder)
+    if len(known) > 0 and not any(content in known for content in job.contents):
+        raise WriteError(
+            f"{places.out} holds {len(known):,} vectors of other inputs, none of which is among the new ones. "
+            f"Pass --overwrite to replace them, or another --out."
+        )
 
 
 def _rebuild(job: EncodeJob, places: FolderPlaces) -> Encoded:

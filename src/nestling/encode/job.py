@@ -33,6 +33,7 @@ class EncodeJob:
         dtype: Number format on disk, float32 or float16.
         block_rows: Most inputs per block; long texts make shorter blocks.
         bad_rows: What to do with rows that cannot be compared.
+        overwrite: Whether vectors of inputs that share nothing with these may be replaced.
         label: What to call the work when telling how far it is.
         progress: Told after every block.
     """
@@ -44,6 +45,7 @@ class EncodeJob:
     dtype: Dtype
     block_rows: int
     bad_rows: BadRowPolicy
+    overwrite: bool
     label: str
     progress: Progress
 

@@ -32,6 +32,9 @@ class KnownRows:
         self._row_bytes = manifest.row_bytes
         self._places: dict[str, tuple[Path, int]] = {}
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def __contains__(self, content: str) -> bool:
         return content in self._places
 

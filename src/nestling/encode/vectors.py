@@ -53,9 +53,14 @@ class VectorsEncoder:
     A file with ids is asked by id. A file without takes row i for the i-th input, and only when it
     has exactly as many rows as there are inputs. A folder with `corpus.*` and `queries.*` in it
     (files, or vector folders named `corpus` and `queries`) has one of them for each role.
+
+    A plain file does not say which model made it. `made_by` says so, and is believed: the vectors
+    are then comparable with what that model encodes.
     """
 
-    def __init__(self, name: str, *, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, name: str, *, max_tokens: int | None = None, made_by: Fingerprint | None = None
+    ) -> None:
         if max_tokens is not None:
             raise EncoderError(f"`max_tokens` does not fit vectors:{name}, which reads no text.")
         path = Path(name)
@@ -64,6 +69,8 @@ class VectorsEncoder:
         else:
             self._sides = dict.fromkeys(SIDES, _open(path))
         self._fingerprint = _common_fingerprint(path, self._sides["document"], self._sides["query"])
+        if made_by is not None:
+            self._fingerprint = _vouched(self._fingerprint, made_by, path)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -165,4 +172,18 @@ def _common_fingerprint(path: Path, corpus: StoredVectors, queries: StoredVector
             embed_dim=widths[0],
         ),
         encoder={"backend": "vectors"},
+    )
+
+
+def _vouched(stored: Fingerprint, made_by: Fingerprint, path: Path) -> Fingerprint:
+    if stored.space.embed_dim != made_by.space.embed_dim:
+        raise VectorError(
+            f"vectors of {path} must be as wide as those of {made_by.space.model}, which are "
+            f"{made_by.space.embed_dim} wide, got {stored.space.embed_dim}. Name the model that made them."
+        )
+    return Fingerprint(
+        space=made_by.space,
+        # The hash tells two files apart that the same model made.
+        encoder={"backend": "vectors", "file": stored.space.revision},
+        origin=made_by.origin,
     )

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from nestling.core import BadRowPolicy, Fingerprint, check_rows, check_same_space
 from nestling.core.progress import Progress
 from nestling.data import Corpus, Inputs, read_vectors
-from nestling.encode import Encoder, Role, VectorFolder, embed, open_encoder
+from nestling.encode import Encoder, Role, VectorFolder, embed, open_encoder, truncation_notes
 from nestling.errors import DataError, VectorError
 
 
@@ -80,7 +80,7 @@ def encode_side(
         progress=progress,
     )
     dropped = sorted(set(range(len(ids))) - set(embedded.kept.tolist()))
-    notes = _cut_notes(encoder, inputs, name=name)
+    notes = truncation_notes(encoder, inputs, name=name)
     notes += _dropped_notes([ids[row] for row in dropped], len(ids), name=name)
     return Side(
         name=name,
@@ -162,20 +162,6 @@ def check_comparable(corpus: Side, queries: Side) -> None:
             f"{corpus.name} and {queries.name} must be equally wide, got {widths[0]} and {widths[1]}. "
             f"Encode both with the same model."
         )
-
-
-def _cut_notes(encoder: Encoder, inputs: Inputs, *, name: str) -> tuple[str, ...]:
-    limit = encoder.max_tokens
-    if limit is None or isinstance(inputs, np.ndarray):
-        return ()
-    num_cut = sum(count > limit for count in encoder.count_tokens(inputs))
-    if num_cut == 0:
-        return ()
-    note = (
-        f"{num_cut:,} of {len(inputs):,} {name} are longer than the {limit} tokens that the model "
-        f"reads: what comes after is not measured"
-    )
-    return (note,)
 
 
 def _dropped_notes(dropped: Sequence[str], total: int, *, name: str) -> tuple[str, ...]:

@@ -172,7 +172,11 @@ class Results:
         Raises:
             FormatError: If the file is not a results file this version reads.
         """
-        return cls.from_json(read_json(path))
+        data = read_json(path)
+        try:
+            return cls.from_json(data)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
 
 
 def per_query_array(row: Row) -> np.ndarray:

@@ -17,6 +17,9 @@ from nestling.measure.results import Results
 from nestling.measure.search_tasks import need_encoder, run_retrieval, run_self
 from nestling.measure.table import average_draws, make_rows
 
+FEW_QUERIES = 30
+"""Below this, means over queries are hardly worth comparing."""
+
 
 def measure(
     encoder: Encoder | None,
@@ -94,8 +97,19 @@ def measure(
             outcome.measured, metric=outcome.nested_metric, embed_dim=embed_dim
         ),
         environment=describe_environment(seed=seed, command=command),
-        notes=[*task.notes, *outcome.notes],
+        notes=[*task.notes, *outcome.notes, *_cautions(outcome, shortlist_size)],
     )
+
+
+def _cautions(outcome: Outcome, shortlist_size: int) -> list[str]:
+    cautions = []
+    if 0 < outcome.num_documents <= shortlist_size:
+        cautions.append(
+            f"the shortlist of {shortlist_size} holds all {outcome.num_documents} documents: funnels lose nothing here"
+        )
+    if len(outcome.query_ids) < FEW_QUERIES:
+        cautions.append(f"{len(outcome.query_ids)} queries say little: read the intervals")
+    return cautions
 
 
 def _run(encoder: Encoder | None, task: Task, options: Options) -> Outcome:

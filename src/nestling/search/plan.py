@@ -136,4 +136,8 @@ class Plan:
         Raises:
             FormatError: If the file is not a plan this version reads.
         """
-        return cls.from_json(read_json(path))
+        data = read_json(path)
+        try:
+            return cls.from_json(data)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
