@@ -129,9 +129,9 @@ queries, width {results.embed_dim}, widths {", ".join(map(str, DIMS))} in {", ".
 |---|---|
 | encode alone | 1 |
 | encode + sweep, {num_rows} cuts with baselines and funnels, all metrics | **{ratio:.3f}** (goal: at most {TARGET}) |
-| encode once per prefix, nothing measured | {len(DIMS)} |
+| encode once per prefix, nothing measured | {len(DIMS)} (counted, not run) |
 
-Both sides in one run, on the same vectors. Seconds: encode {encode_s:.1f}, all {all_s:.1f}, so
+`NESTLING_DATA=... python benchmarks/encode_and_sweep.py`. Both sides in one run, on the same vectors. Seconds: encode {encode_s:.1f}, all {all_s:.1f}, so
 {all_s - encode_s:.2f} for everything but the model. nDCG@10 at full width: {results.reference().value:.4f}.
 """
 
