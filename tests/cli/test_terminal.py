@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nestling.cli.tables import results_table, steps_table
-from nestling.cli.terminal import SPARKS, progress_bars, sparkline
+from nestling.cli.terminal import SPARKS, print_table, progress_bars, sparkline
 from nestling.core import Dtype
 from nestling.measure import choose
 from tests.measure.handmade import make_results
@@ -44,6 +44,20 @@ def test_sparkline_keeps_the_order(values: list[float]) -> None:
         zip(values, heights, strict=True), zip(values[1:], heights[1:], strict=True), strict=False
     ):
         assert (low <= high) if left <= right else (low >= high)
+
+
+def test_a_table_is_never_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table()
+    for name in range(12):
+        table.add_column(f"column {name}")
+    table.add_row(*(["0.123456"] * 11), "self:data[bold].npy")
+    print_table(table)
+    printed = capsys.readouterr().out
+    assert printed.count("0.123456") == 11
+    assert "self:data[bold].npy" in printed
 
 
 def test_progress_in_a_log_is_one_line_per_label(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.core import _kernels, prefix_norms
-from nestling.core._kernels import BLOCK, GROUP, LANES, Best, Queries
+from nestling.core._candidates import Best, Queries, split_keys
+from nestling.core._kernels import BLOCK, GROUP, LANES
 
 WIDTHS = np.array([3, 8, 21])
 FULL = 24
@@ -119,13 +120,13 @@ def test_keys_sort_by_score_and_then_by_lower_row(left: Candidate, right: Candid
 @given(st.lists(candidates, min_size=1, max_size=20))
 def test_split_keys_undoes_make_key(drawn: list[Candidate]) -> None:
     keys = np.array([[_kernels.make_key(np.float32(s), row) for s, row in drawn]], np.uint64)
-    best = _kernels.split_keys(keys)
+    best = split_keys(keys)
     assert best.rows[0].tolist() == [row for _, row in drawn]
     assert best.scores[0].tolist() == [np.float32(score) for score, _ in drawn]
 
 
 def test_an_empty_place_is_row_minus_one() -> None:
-    best = _kernels.split_keys(np.zeros((1, 1), np.uint64))
+    best = split_keys(np.zeros((1, 1), np.uint64))
     assert best.rows.tolist() == [[-1]]
     assert best.scores.tolist() == [[-np.inf]]
 
@@ -157,7 +158,7 @@ def test_scan_scores_keeps_what_a_sort_would(scores: list[float], num_kept: int)
     for first_row in (100, 100 + len(scores)):
         _kernels.scan_scores(dots, norms, query_norms, q, first_row, len(scores), best, w, num_kept)
     twice = scores + scores
-    found = _kernels.split_keys(np.sort(best.keys[w, q : q + 1, : best.counts[w, q]])[:, ::-1])
+    found = split_keys(np.sort(best.keys[w, q : q + 1, : best.counts[w, q]])[:, ::-1])
     order = sorted(range(len(twice)), key=lambda column: (-twice[column], column))[:num_kept]
     assert found.rows[0, :num_kept].tolist() == [100 + column for column in order]
     assert found.scores[0, :num_kept].tolist() == [twice[column] for column in order]
@@ -177,7 +178,7 @@ def test_the_two_ways_to_score_find_what_a_sort_finds(
     for w in range(len(WIDTHS)):
         for q in range(num_queries):
             keys = np.sort(best.keys[w, q, : best.counts[w, q]])[::-1][:7]
-            found = _kernels.split_keys(keys[None])
+            found = split_keys(keys[None])
             expected = np.sort(cosines[w, q])[::-1][:7]
             np.testing.assert_allclose(found.scores[0], expected, atol=1e-6)
             own = cosines[w, q, found.rows[0] - 1000]

@@ -375,10 +375,10 @@ def test_a_folder_has_one_writer(tmp_path):
     encode_corpus(FakeEncoder(), make_corpus(TEXTS), out, progress=second_writer)
 
 
-def test_a_value_that_float16_cannot_hold_is_named(tmp_path):
+def test_a_value_that_float16_cannot_hold_is_named(tmp_path, monkeypatch):
     encoder = FakeEncoder()
     encode = encoder.encode
-    encoder.encode = lambda *args, **kwargs: 1e6 * encode(*args, **kwargs)
+    monkeypatch.setattr(encoder, "encode", lambda *args, **kwargs: 1e6 * encode(*args, **kwargs))
     with pytest.raises(VectorError, match="got 1 bad of 1: 'doc 0'"):
         encode_corpus(encoder, make_corpus(["one"]), tmp_path / "v", dtype=Dtype.FLOAT16)
 

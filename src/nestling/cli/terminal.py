@@ -24,6 +24,7 @@ from rich.table import Table
 from nestling.core.progress import Progress
 
 SECONDS_BETWEEN_LINES = 30
+MOST_COLUMNS = 400
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -42,7 +43,8 @@ def print_table(table: Table) -> None:
     """Print a table on stdout, as wide as it needs to be when nobody looks."""
     console = Console(highlight=False, markup=False)
     # Too wide for the window is better than digits cut off.
-    console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
+    wide = console.options.update(max_width=MOST_COLUMNS)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
     console.print(table)
 
 

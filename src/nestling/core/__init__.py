@@ -6,6 +6,7 @@ from nestling.core.dims import check_dim, check_dims, check_nesting_dims, defaul
 from nestling.core.fingerprint import Fingerprint, Space, check_same_space
 from nestling.core.nested_top_k import NestedTopK, View, nested_top_k
 from nestling.core.prefix import normalize, prefix_norms, take_prefix
+from nestling.core.projection import Projection
 from nestling.core.similarity import cosine_scores, nested_pair_cosines, rescore
 from nestling.core.topk import TopK, top_k
 
@@ -15,6 +16,7 @@ __all__ = [
     "Fingerprint",
     "Int8Codec",
     "NestedTopK",
+    "Projection",
     "Space",
     "TopK",
     "View",

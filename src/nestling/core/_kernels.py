@@ -7,27 +7,23 @@ that ties would break at random; and its threads are one setting for the whole p
 sums stay in vector registers (Goto and van de Geijn 2008, doi:10.1145/1356052.1356053), and each
 is added up in one order, coordinate by coordinate.
 
-A best-so-far list holds one 64-bit key per candidate: the score's bits, rearranged so that they
-sort as unsigned integers, above the inverted row number. The larger of two keys is the better
-candidate, equal scores going to the lower row, so that one comparison decides and the outcome does
-not depend on the order of the comparisons.
-
 All of it is one module because numba keeps compiled code for as long as the file of the outermost
 function stays as it was, whatever happens to the files of the functions called from it. The NumPy
 twins that judge these loops stand in `tests/core/test_kernels.py`.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, no_type_check
+from typing import Any, TypeVar, no_type_check
 
 import llvmlite.binding
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Float32
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from nestling.core.topk import TopK
+from nestling.core._candidates import LOW_32_BITS, SIGN_BIT, Best, Queries
 
 _HAS_WIDE_REGISTERS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
@@ -42,8 +38,6 @@ BLOCK = 64
 
 # Coordinates turned over at a time: one cache line of each row.
 _TURNED = 16
-_SIGN_BIT = np.uint32(1 << 31)
-_LOW_32_BITS = (1 << 32) - 1
 # Sums of products may be reordered (vector lanes); NaN and infinity keep their meaning.
 _REORDER = frozenset({"reassoc", "contract", "nsz"})
 
@@ -61,34 +55,6 @@ def _compile(*, fastmath: frozenset[str] = frozenset()) -> Callable[[_Function],
             return njit(**options)(function)
 
     return compile_function
-
-
-class Best(NamedTuple):
-    """The best candidates so far, per width and query.
-
-    Attributes:
-        keys: Keys of shape (widths, queries, capacity), the first `counts` of them in use.
-        counts: Keys in use, of shape (widths, queries).
-        thresholds: What a score must exceed to be among the best, of shape (widths, queries).
-    """
-
-    keys: np.ndarray
-    counts: np.ndarray
-    thresholds: np.ndarray
-
-
-class Queries(NamedTuple):
-    """Some queries, ready to be scored.
-
-    Attributes:
-        rows: As they are, of shape (queries, full).
-        panels: As the product reads them, of shape (groups, widest, GROUP), zero-padded.
-        norms: One over the prefix norms, of shape (widths, queries); 0 for a zero prefix.
-    """
-
-    rows: np.ndarray
-    panels: np.ndarray
-    norms: np.ndarray
 
 
 @_compile()
@@ -185,15 +151,34 @@ def _repeat(builder: Any, value: Any, vector: Any) -> Any:
 
 @_compile()
 @no_type_check
+def turn_rows(rows: np.ndarray, panels: np.ndarray) -> None:
+    """Lay `rows` out as the product reads them.
+
+    Args:
+        rows: Float32, of shape (n, full).
+        panels: Written: of shape (tile / LANES, widest, LANES). Places of rows beyond n keep what
+            they held.
+    """
+    widest = panels.shape[1]
+    for first in range(0, len(rows), LANES):
+        panel = panels[first // LANES]
+        for start in range(0, widest, _TURNED):
+            for i in range(first, min(first + LANES, len(rows))):
+                row, lane = rows[i], np.uint64(i - first)
+                for k in range(np.uint64(start), np.uint64(min(start + _TURNED, widest))):
+                    panel[k, lane] = row[k]
+
+
+@_compile()
+@no_type_check
 def pack_rows(rows: np.ndarray, widths: np.ndarray, panels: np.ndarray, norms: np.ndarray) -> None:
     """Lay `rows` out as the product reads them, and take the prefix norms on the way.
 
     Args:
         rows: Float32, of shape (n, full).
         widths: Ascending prefix widths.
-        panels: Written: of shape (tile / LANES, widest, LANES). Places of rows beyond n keep what
-            they held.
-        norms: Written: one over the prefix norms, of shape (widths, tile), likewise.
+        panels: Written, as by `turn_rows`.
+        norms: Written: one over the prefix norms, of shape (widths, tile), the first n places.
     """
     for i in range(len(rows)):
         row = rows[i]
@@ -203,13 +188,18 @@ def pack_rows(rows: np.ndarray, widths: np.ndarray, panels: np.ndarray, norms: n
             norms[w, i] = square
             start = widths[w]
     invert_norms(norms[:, : len(rows)])
-    for first in range(0, len(rows), LANES):
-        panel = panels[first // LANES]
-        for start in range(0, widths[-1], _TURNED):
-            for i in range(first, min(first + LANES, len(rows))):
-                row, lane = rows[i], np.uint64(i - first)
-                for k in range(np.uint64(start), np.uint64(min(start + _TURNED, widths[-1]))):
-                    panel[k, lane] = row[k]
+    turn_rows(rows, panels)
+
+
+def group_vectors(
+    vectors: Float32[np.ndarray, "vectors full"],
+) -> Float32[np.ndarray, "groups full group"]:
+    """Lay queries, or the columns of a matrix, out as the product reads them, zero-padded."""
+    num_groups = math.ceil(len(vectors) / GROUP)
+    padded = np.zeros((num_groups * GROUP, vectors.shape[1]), np.float32)
+    padded[: len(vectors)] = vectors
+    grouped = padded.reshape(num_groups, GROUP, vectors.shape[1])
+    return np.ascontiguousarray(grouped.transpose(0, 2, 1))
 
 
 @_compile()
@@ -300,8 +290,8 @@ def dot_rows(
 def make_key(score: float, row: int) -> int:
     """Return the key of a candidate."""
     bits = np.float32(score).view(np.uint32)
-    bits = ~bits if bits & _SIGN_BIT else bits | _SIGN_BIT
-    return (np.uint64(bits) << np.uint64(32)) | np.uint64(_LOW_32_BITS - row)
+    bits = ~bits if bits & SIGN_BIT else bits | SIGN_BIT
+    return (np.uint64(bits) << np.uint64(32)) | np.uint64(LOW_32_BITS - row)
 
 
 @_compile()
@@ -309,17 +299,8 @@ def make_key(score: float, row: int) -> int:
 def score_of_key(key: int) -> float:
     """Return the score in a key."""
     bits = np.uint32(key >> np.uint64(32))
-    bits = bits ^ _SIGN_BIT if bits & _SIGN_BIT else ~bits
+    bits = bits ^ SIGN_BIT if bits & SIGN_BIT else ~bits
     return np.uint32(bits).view(np.float32)
-
-
-def split_keys(keys: UInt64[np.ndarray, "queries k"]) -> TopK:
-    """Return the rows and scores in some keys, in the same places; key 0 is an empty place."""
-    bits = (keys >> np.uint64(32)).astype(np.uint32)
-    scores = np.where(bits & _SIGN_BIT, bits ^ _SIGN_BIT, ~bits).view(np.float32)
-    rows = _LOW_32_BITS - (keys & np.uint64(_LOW_32_BITS)).astype(np.int64)
-    is_empty = keys == 0
-    return TopK(np.where(is_empty, -1, rows), np.where(is_empty, np.float32(-np.inf), scores))
 
 
 @_compile()
@@ -466,3 +447,26 @@ def score_few(
         row = first_row + tile_start
         for w in range(len(widths)):
             scan_scores(dots[w], norms, queries.norms, 0, row, len(rows), best, w, num_kept)
+
+
+@_compile()
+@no_type_check
+def multiply_rows(rows: np.ndarray, columns: np.ndarray, products: np.ndarray) -> None:
+    """Write the product of some rows and a matrix.
+
+    Args:
+        rows: Float32, read-only, of shape (n, full).
+        columns: The matrix, its columns laid out by `group_vectors`.
+        products: Written: of shape (n, groups * GROUP).
+    """
+    panels = np.zeros((BLOCK // LANES, rows.shape[1], LANES), np.float32)
+    dots = np.empty((GROUP, BLOCK), np.float32)
+    for first in range(0, len(rows), BLOCK):
+        tile = rows[first : first + BLOCK]
+        turn_rows(tile, panels)
+        for group in range(len(columns)):
+            dots[:] = 0
+            multiply_group(panels, len(panels), columns, group, 0, rows.shape[1], dots)
+            for i in range(len(tile)):
+                for j in range(GROUP):
+                    products[first + i, group * GROUP + j] = dots[j, i]

@@ -1,6 +1,5 @@
 """How `nested_top_k` shares out its work: chunks, tiles, threads, best-so-far lists."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,17 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32
 
+from nestling.core._candidates import Best, Queries, read_only, split_keys
 from nestling.core.prefix import prefix_norms
 from nestling.core.topk import TopK
 from nestling.errors import VectorError
-
-if TYPE_CHECKING:
-    from nestling.core._kernels import Best, Queries
 
 Rows = Float32[np.ndarray, "rows full"]
 Transform = Callable[[Rows], Rows]
@@ -97,7 +93,7 @@ class Source:
             copy = self._copy[: len(rows)]
             run(partial(np.copyto, copy[piece], rows[piece]) for piece in _pieces(len(rows)))
             rows = copy
-        return _read_only(rows)
+        return read_only(rows)
 
 
 class ViewPass:
@@ -145,7 +141,7 @@ class ViewPass:
                 partial(self._transform_piece, self._transform, chunk[piece], spare[piece])
                 for piece in _pieces(len(chunk))
             )
-            chunk = _read_only(spare)
+            chunk = read_only(spare)
         run(self._shares(chunk, first_row))
         self._seconds += time.perf_counter() - began
 
@@ -183,13 +179,6 @@ class ViewPass:
                 )
 
 
-def _read_only(rows: Rows) -> Rows:
-    # Compiled code has one version per kind of array: so that it is always the same one.
-    view = rows.view()
-    view.flags.writeable = False
-    return view
-
-
 def _pieces(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + PIECE_ROWS) for start in range(0, num_rows, PIECE_ROWS))
 
@@ -203,25 +192,19 @@ def _share_out(num_queries: int, num_threads: int) -> tuple[int, int]:
     return num_parts, num_threads // num_parts
 
 
-def _lay_out(queries: Rows, widths: Sequence[int]) -> "Queries":
-    from nestling.core._kernels import GROUP, Queries
+def _lay_out(queries: Rows, widths: Sequence[int]) -> Queries:
+    from nestling.core._kernels import group_vectors
 
-    num_groups = math.ceil(len(queries) / GROUP)
-    padded = np.zeros((num_groups * GROUP, widths[-1]), np.float32)
-    padded[: len(queries)] = queries[:, : widths[-1]]
-    panels = padded.reshape(num_groups, GROUP, widths[-1]).transpose(0, 2, 1)
     norms = prefix_norms(queries, widths).T
     zeros = np.zeros(norms.shape, np.float32)
     return Queries(
-        rows=_read_only(np.ascontiguousarray(queries)),
-        panels=np.ascontiguousarray(panels),
+        rows=read_only(np.ascontiguousarray(queries)),
+        panels=group_vectors(queries[:, : widths[-1]]),
         norms=np.divide(np.float32(1), norms, out=zeros, where=norms > 0),
     )
 
 
-def _no_best(queries: "Queries", num_kept: int) -> "Best":
-    from nestling.core._kernels import Best
-
+def _no_best(queries: Queries, num_kept: int) -> Best:
     shape = queries.norms.shape
     capacity = num_kept + max(16, num_kept // 2)
     return Best(
@@ -231,10 +214,8 @@ def _no_best(queries: "Queries", num_kept: int) -> "Best":
     )
 
 
-def _merge_shares(shares: Sequence["Best"], w: int, k: int) -> TopK:
+def _merge_shares(shares: Sequence[Best], w: int, k: int) -> TopK:
     """Return the best of all shares of one query tile at width `w`."""
-    from nestling.core._kernels import split_keys
-
     used = [
         # No candidate has key 0: it marks an empty place.
         np.where(np.arange(best.keys.shape[2]) < best.counts[w, :, None], best.keys[w], 0)

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from nestling.core import Dtype, Int8Codec, normalize
+from nestling.core import Dtype, Int8Codec, Projection, normalize
 
 SAMPLE_ROWS = 10_000
 """Corpus rows that the PCA rotation is fitted on; all of a smaller corpus."""
@@ -29,6 +29,7 @@ class Rotation:
 
     def __init__(self, basis: Float32[np.ndarray, "embed_dim embed_dim"]) -> None:
         self.basis = basis
+        self._turn = Projection(basis)
 
     @classmethod
     def fit_pca(cls, sample: Chunk) -> "Rotation":
@@ -42,7 +43,7 @@ class Rotation:
 
     def __call__(self, rows: Chunk) -> Chunk:
         """Return the rows in the new basis."""
-        return rows @ self.basis
+        return self._turn(rows)
 
 
 class Shuffle:
