@@ -119,6 +119,11 @@ class Cut:
         """Values clipped so far; 0 for formats that clip nothing."""
         return self.code.num_clipped if isinstance(self.code, Int8Coder) else 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether vectors are scored as they are."""
+        return self.turn is None and self.code is None
+
     def query_side(self, queries: Chunk) -> Chunk:
         """Return the query vectors as this cut scores them."""
         return queries if self.turn is None else self.turn(queries)

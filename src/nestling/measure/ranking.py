@@ -31,7 +31,11 @@ def rank(
     rankings: dict[str, NestedTopK] = {}
     for dims in dict.fromkeys(cut.dims for cut in cuts):
         views = [
-            View(name=cut.name, queries=cut.query_side(queries), transform=cut.corpus_side)
+            View(
+                name=cut.name,
+                queries=cut.query_side(queries),
+                transform=None if cut.is_plain else cut.corpus_side,
+            )
             for cut in cuts
             if cut.dims == dims
         ]
