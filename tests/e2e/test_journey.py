@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nestling.encode import open_encoder
+
 MODEL = ("--model", "static:wordllama")
 
 
@@ -234,3 +236,58 @@ def test_ctrl_c_leaves_a_folder_that_resumes(tmp_path: Path) -> None:
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert json.loads(finished.stdout)["num_documents"] == 120_000
+
+
+def test_vectors_of_a_model_that_is_named_answer_text(tmp_path: Path) -> None:
+    texts = ["green tea wants hot water", "rye bread needs a long rest", "salt keeps fish"]
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"id": str(row), "text": text}) + "\n" for row, text in enumerate(texts))
+    )
+    np.save(tmp_path / "mine.npy", open_encoder("static:wordllama").encode(texts, role="document"))
+    nestling(
+        "build",
+        "--vectors",
+        "mine.npy",
+        *MODEL,
+        "--corpus",
+        "texts.jsonl",
+        "--out",
+        "index",
+        cwd=tmp_path,
+    )
+    hits = as_json(
+        nestling("search", "index", "baking a loaf", "--top-k", "1", "--json", cwd=tmp_path)
+    )
+    assert hits["hits"][0]["text"] == texts[1]
+
+
+def test_a_folder_of_texts_is_cut_for_the_index_as_it_was_when_encoded(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "long.md").write_text(
+        "# One\n\n" + "\n\n".join(f"Paragraph {n} is about tea." for n in range(60))
+    )
+    nestling(
+        "encode",
+        *MODEL,
+        "--corpus",
+        "notes",
+        "--max-tokens",
+        "40",
+        "--out",
+        "vectors",
+        cwd=tmp_path,
+    )
+    finished = nestling(
+        "build",
+        "--vectors",
+        "vectors",
+        "--corpus",
+        "notes",
+        "--out",
+        "index",
+        "--json",
+        cwd=tmp_path,
+    )
+    assert as_json(finished)["num_documents"] > 5
+    nestling("search", "index", "tea", cwd=tmp_path)
