@@ -165,6 +165,11 @@ def test_a_folder_of_markdown(tmp_path: Path) -> None:
     )["hits"]
     assert hits[0]["id"].startswith("tea.md#")
     assert hits[0]["metadata"]["path"] == "tea.md"
+    shown = nestling(
+        "search", "index", "how hot for green tea", "--top-k", "1", cwd=tmp_path
+    ).stdout
+    assert hits[0]["metadata"]["heading"] in shown
+    assert "eighty degrees" in shown
 
 
 @pytest.mark.parametrize(

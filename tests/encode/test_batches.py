@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.encode.batches import hash_files, take_inputs, text_batches
+from nestling.encode.batches import hash_files, origin_of, take_inputs, text_batches
 
 
 @given(
@@ -44,3 +44,10 @@ def test_the_hash_of_files_depends_on_names_and_contents_but_not_on_the_folder(t
     (tmp_path / "two" / "a").write_bytes(b"1")
     (tmp_path / "two" / "b").write_bytes(b"23")
     assert hash_files(one) != hash_files(two)
+
+
+def test_a_local_model_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert origin_of("st", "model") == {"model": f"st:{tmp_path / 'model'}"}
+    assert origin_of("st", "some/hub-id") == {"model": "st:some/hub-id"}

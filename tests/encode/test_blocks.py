@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling.encode.blocks import BlockWriter, Row, parse_rows, read_blocks, seal, unseal
+from nestling.core.files import seal, unseal
+from nestling.encode.blocks import BlockWriter, Row, parse_rows, read_blocks
 from nestling.errors import FormatError
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -99,11 +100,11 @@ def test_only_the_last_line_may_be_torn(tmp_path):
 
 def test_a_seal_breaks_with_any_change():
     sealed = seal({"a": 1, "b": [None, "x"]})
-    assert unseal(sealed, source="here") == {"a": 1, "b": [None, "x"]}
+    assert unseal(sealed, source="here", advice="") == {"a": 1, "b": [None, "x"]}
     broken: object
     for broken in ({**sealed, "a": 2}, {**sealed, "c": 1}, {"a": 1}, [], None):
         with pytest.raises(FormatError, match="here is damaged: its content does not fit"):
-            unseal(broken, source="here")
+            unseal(broken, source="here", advice="")
 
 
 def test_lines_that_are_no_rows_are_named(tmp_path):

@@ -265,7 +265,7 @@ def test_dropped_documents_are_told_and_still_judged():
     assert results.notes == [
         "1 of 3 documents were left out: zero or not finite ('d1')",
         "the shortlist of 100 holds all 2 documents: funnels lose nothing here",
-        "1 queries say little: read the intervals",
+        "number of queries: 1. So few say little: read the intervals",
     ]
 
 

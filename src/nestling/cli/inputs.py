@@ -9,7 +9,7 @@ import click
 from nestling.cli.terminal import talk
 from nestling.core import Fingerprint
 from nestling.core.progress import Progress
-from nestling.data import Chunking, Corpus, Task, open_corpus, open_task
+from nestling.data import Chunking, Corpus, SelfTask, Task, open_corpus, open_task
 from nestling.encode import Encoded, Encoder, open_encoder, truncation_notes
 
 CHUNK_TOKENS = 256
@@ -39,7 +39,8 @@ def open_encoder_and_task(
     )
     chunking = None if encoder is None else chunking_for(encoder)
     opened = open_task(task, chunking=chunking, queries=queries, progress=progress)
-    if encoder is None and getattr(opened, "vectors", None) is None:
+    has_vectors = isinstance(opened, SelfTask) and opened.vectors is not None
+    if encoder is None and not has_vectors:
         raise click.UsageError(
             f"--task {task} holds texts or images: name a --model to encode them with."
         )

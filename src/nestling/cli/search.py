@@ -55,11 +55,9 @@ def command(
         print_json({"hits": [_hit_json(hit) for hit in hits]})
         return
     for rank, hit in enumerate(hits, start=1):
-        click.echo(f"{rank:3}. {hit.score:.4f}  {hit.doc_id}")
-        if hit.text:
-            click.echo(
-                f"             {textwrap.shorten(hit.text, SNIPPET_CHARS, placeholder=' ...')}"
-            )
+        click.echo(f"{rank:3}. {hit.score:.4f}  {_title(hit)}")
+        if snippet := _snippet(hit):
+            click.echo(f"             {snippet}")
     talk(
         f"{len(hits)} of {len(index):,} documents by {index.plan.describe()} in {search_ms:.1f} ms"
     )
@@ -68,6 +66,11 @@ def command(
 def _title(hit: Hit) -> str:
     heading = (hit.metadata or {}).get("heading")
     return f"{hit.doc_id}  {heading}" if heading else hit.doc_id
+
+
+def _snippet(hit: Hit) -> str:
+    text = (hit.metadata or {}).get("snippet") or hit.text or ""
+    return textwrap.shorten(text, SNIPPET_CHARS, placeholder=" ...")
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:

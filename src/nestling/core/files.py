@@ -1,6 +1,7 @@
 """Write a file whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -88,3 +89,31 @@ def read_json(path: Path) -> Any:
         raise FormatError(
             f"{path} is not a JSON file: {error}. Make it again with the command that wrote it."
         ) from error
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """Return a 128-bit hash of some bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def seal(data: dict[str, Any]) -> dict[str, Any]:
+    """Return `data` with a checksum of itself, so that a flipped bit in it is noticed."""
+    return {**data, "checksum": checksum(json.dumps(data, sort_keys=True).encode())}
+
+
+def unseal(data: Any, *, source: str, advice: str) -> dict[str, Any]:
+    """Return what was sealed.
+
+    Args:
+        data: What `seal` returned, through JSON.
+        source: Where it comes from, for the message.
+        advice: What to do if it is damaged.
+
+    Raises:
+        FormatError: If the content does not fit its checksum.
+    """
+    if isinstance(data, dict):
+        content = {key: value for key, value in data.items() if key != "checksum"}
+        if seal(content) == data:
+            return content
+    raise FormatError(f"{source} is damaged: its content does not fit its checksum. {advice}")

@@ -67,3 +67,9 @@ def hash_files(paths: Iterable[Path]) -> str:
             while piece := file.read(1 << 22):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def origin_of(scheme: str, name: str) -> dict[str, str]:
+    """Return how to open a local or hub model again, from whatever folder."""
+    path = Path(name)
+    return {"model": f"{scheme}:{path.resolve() if path.exists() else name}"}

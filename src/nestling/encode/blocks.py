@@ -6,7 +6,6 @@ what the block added to the other two. A block exists once its line in `blocks.j
 beyond the last such line belong to a block in flight and are cut off by the next run.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,17 +13,18 @@ from dataclasses import asdict, dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from nestling.core.files import fsync_folder, naming_write_errors
+from nestling.core.files import checksum, fsync_folder, naming_write_errors, seal, unseal
 from nestling.errors import FormatError
 
 VECTORS_FILE = "vectors.bin"
 ROWS_FILE = "rows.jsonl"
 BLOCKS_FILE = "blocks.jsonl"
+ENCODE_AGAIN = "Remove the folder and encode again."
 
 
 class Row(NamedTuple):
@@ -67,32 +67,6 @@ class Block:
         return self.first_row + self.num_rows
 
 
-def checksum(data: bytes | memoryview) -> str:
-    """Return a 128-bit hash of some bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def seal(data: dict[str, Any]) -> dict[str, Any]:
-    """Return `data` with a checksum of itself, so that a flipped bit in it is noticed."""
-    return {**data, "checksum": checksum(json.dumps(data, sort_keys=True).encode())}
-
-
-def unseal(data: Any, *, source: str) -> dict[str, Any]:
-    """Return what was sealed.
-
-    Raises:
-        FormatError: If the content does not fit its checksum.
-    """
-    if isinstance(data, dict):
-        content = {key: value for key, value in data.items() if key != "checksum"}
-        if seal(content) == data:
-            return content
-    raise FormatError(
-        f"{source} is damaged: its content does not fit its checksum. "
-        f"Remove the folder and encode again."
-    )
-
-
 def read_blocks(folder: Path, *, may_be_torn: bool) -> list[Block]:
     """Return the finished blocks in order.
 
@@ -122,7 +96,7 @@ def _parse_block(line: bytes, *, after: Sequence[Block], source: str) -> Block:
         data = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         data = None
-    block = Block(**unseal(data, source=source))
+    block = Block(**unseal(data, source=source, advice=ENCODE_AGAIN))
     expected = (after[-1].end_row, after[-1].rows_end) if after else (0, 0)
     if (block.first_row, block.rows_start) != expected:
         raise FormatError(

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from nestling.core import Fingerprint, Space, check_nesting_dims
 from nestling.core.files import read_json
 from nestling.data.types import Inputs
-from nestling.encode.batches import hash_files, reason_of, texts_only
+from nestling.encode.batches import hash_files, origin_of, reason_of, texts_only
 from nestling.encode.normalization import apply_normalization, check_normalization, normalization_of
 from nestling.encode.onnx_graphs import Graph, ImageGraph, TextGraph, open_graph
 from nestling.encode.protocol import Role
@@ -128,7 +128,7 @@ class OnnxEncoder:
                 "document_prompt": self._settings.prompts.get("document", ""),
                 "max_tokens": str(self.max_tokens),
             },
-            origin={"model": self._uri},
+            origin=origin_of("onnx", name),
         )
 
     @property

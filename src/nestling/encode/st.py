@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from nestling.core import Fingerprint, Space, check_nesting_dims
 from nestling.data.types import Inputs
-from nestling.encode.batches import reason_of, texts_only
+from nestling.encode.batches import origin_of, reason_of, texts_only
 from nestling.encode.normalization import apply_normalization, normalization_of
 from nestling.encode.protocol import Role
 from nestling.errors import EncoderError, MissingExtraError
@@ -53,7 +53,7 @@ class SentenceTransformersEncoder:
                 "prompts": json.dumps(self._model.prompts, sort_keys=True),
                 "max_tokens": str(self.max_tokens),
             },
-            origin={"model": self._uri},
+            origin=origin_of("st", name),
         )
 
     @property

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from nestling.core import Dtype, Fingerprint
-from nestling.core.files import read_json, write_json
+from nestling.core.files import read_json, seal, unseal, write_json
 from nestling.encode.blocks import (
     BLOCKS_FILE,
+    ENCODE_AGAIN,
     ROWS_FILE,
     VECTORS_FILE,
     Block,
@@ -21,8 +22,6 @@ from nestling.encode.blocks import (
     parse_rows,
     read_blocks,
     read_span,
-    seal,
-    unseal,
 )
 from nestling.encode.protocol import Role
 from nestling.errors import FormatError
@@ -99,7 +98,7 @@ class Manifest:
                 f"`format_version` {version} of {path} is newer than {FORMAT_VERSION}, the newest that "
                 f"this nestling reads. Upgrade nestling."
             )
-        return cls._from_json(unseal(data, source=str(path)))
+        return cls._from_json(unseal(data, source=str(path), advice=ENCODE_AGAIN))
 
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> "Manifest":

@@ -108,7 +108,9 @@ def _cautions(outcome: Outcome, shortlist_size: int) -> list[str]:
             f"the shortlist of {shortlist_size} holds all {outcome.num_documents} documents: funnels lose nothing here"
         )
     if len(outcome.query_ids) < FEW_QUERIES:
-        cautions.append(f"{len(outcome.query_ids)} queries say little: read the intervals")
+        cautions.append(
+            f"number of queries: {len(outcome.query_ids)}. So few say little: read the intervals"
+        )
     return cautions
 
 

@@ -101,7 +101,11 @@ def read_steadily(path: Path, read: Callable[[], None]) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+    # One look: a writer may move the folder away between two.
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_replaceable(path: Path, *, overwrite: bool) -> None:

@@ -1,14 +1,12 @@
 """What an index consists of: the file that is switched last, so that it is always true."""
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nestling.core import Dtype, Fingerprint
-from nestling.core.files import read_json, write_json
+from nestling.core.files import read_json, seal, unseal, write_json
 from nestling.errors import FormatError
 from nestling.search.plan import Plan
 from nestling.search.rowfile import FileState
@@ -70,7 +68,7 @@ class Manifest:
             "catalogue_checksum": self.catalogue_checksum,
         }
         plain = json.loads(json.dumps(content))
-        write_json(folder / MANIFEST, {**plain, "checksum": _checksum(plain)})
+        write_json(folder / MANIFEST, seal(plain))
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -93,8 +91,7 @@ class Manifest:
                     f"`index_version` {content['index_version']} of {folder} is newer than "
                     f"{INDEX_VERSION}, the newest that this nestling reads. Upgrade nestling."
                 )
-            if content.pop("checksum") != _checksum(content):
-                raise FormatError(f"{path} is damaged or was edited. Build the index again.")
+            unseal(content, source=str(path), advice="Build the index again.")
             return cls(
                 generation=content["generation"],
                 num_rows=content["num_rows"],
@@ -112,7 +109,3 @@ class Manifest:
             raise FormatError(
                 f"{path} is not the manifest of an index: {error!r}. Build the index again."
             ) from error
-
-
-def _checksum(content: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
