@@ -1,13 +1,13 @@
 """Write docs/cli.md from `--help`; the test suite checks that the page is up to date."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from click.testing import CliRunner
 
 from nestling.cli import main
-from nestling.cli.app import VERBS
 
 PAGE = Path(__file__).parent / "cli.md"
 
@@ -17,9 +17,19 @@ def cli_page() -> str:
     parts = [
         "# The command line\n\nWritten by `make docs` from `nestling --help`; do not edit.\n",
         _section(main, []),
-        *(_section(main, [verb]) for verb in VERBS),
+        *(_section(main, path) for path in _paths(main, [])),
     ]
     return "\n".join(parts)
+
+
+def _paths(group: click.Group, above: list[str]) -> Iterator[list[str]]:
+    """Yield every verb, a group before its own verbs."""
+    context = click.Context(group)
+    for verb in group.list_commands(context):
+        yield [*above, verb]
+        command = group.get_command(context, verb)
+        if isinstance(command, click.Group):
+            yield from _paths(command, [*above, verb])
 
 
 def _section(command: click.Command, verb: list[str]) -> str:

@@ -10,6 +10,7 @@ A leaf also inherits the builtin a caller would expect, so both spellings of `ex
     ├── FingerprintError    (ValueError)   vectors of two spaces would be compared
     ├── EvidenceError       (ValueError)   results that cannot carry a certificate
     ├── EncoderError        (RuntimeError) a model or an endpoint did not deliver
+    ├── TrainingError       (RuntimeError) a training run that cannot go on, or cannot be continued
     ├── WriteError          (OSError)      a folder that cannot be written, a disk that is full
     └── MissingExtraError   (ImportError)  an optional part is not installed
 
@@ -47,6 +48,10 @@ class EvidenceError(NestlingError, ValueError):
 
 class EncoderError(NestlingError, RuntimeError):
     """A model or an endpoint did not deliver what it promised."""
+
+
+class TrainingError(NestlingError, RuntimeError):
+    """A training run that cannot go on, or a checkpoint that cannot be continued."""
 
 
 class WriteError(NestlingError, OSError):

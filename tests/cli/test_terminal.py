@@ -70,6 +70,28 @@ def test_progress_in_a_log_is_one_line_per_label(capsys: pytest.CaptureFixture[s
     assert printed.err.startswith("encoding: 3 in ")
 
 
+def test_a_label_may_tell_more_after_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as progress:
+        for done in range(4):
+            progress(f"train | epoch {done}", done, 3)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith("train | epoch 3: 3 in ")
+
+
+def test_a_label_that_tells_more_is_still_one_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bars() as progress:
+        for done in range(4):
+            progress(f"train | epoch {done}", done, 3)
+    printed = capsys.readouterr().err
+    assert "train | epoch 3" in printed
+    assert printed.count("\n") == 1
+
+
 def test_results_table_names_prefixes_first_and_says_what_a_funnel_is() -> None:
     values = np.full(50, 0.8)
     results = make_results(

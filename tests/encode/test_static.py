@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from nestling.encode import open_encoder, static
+from nestling.encode import open_encoder, token_table
 from nestling.encode.static import TOKENIZER_FILE, WEIGHTS_FILE
 from nestling.errors import EncoderError
 from tests.encode.fakes import make_texts
@@ -69,7 +69,7 @@ def test_an_empty_text_is_a_zero_row_and_no_texts_are_no_rows(encoder):
 
 def test_memory_stays_bounded_by_batches_that_do_not_change_the_result(encoder, monkeypatch):
     whole = encoder.encode(TEXTS, role="document")
-    monkeypatch.setattr(static, "MAX_CHARACTERS", 50)
+    monkeypatch.setattr(token_table, "MAX_CHARACTERS", 50)
     np.testing.assert_array_equal(encoder.encode(TEXTS, role="document"), whole)
     assert encoder.count_tokens(["a b", ""]) == [2, 0]
 

@@ -1,17 +1,17 @@
 """The `nestling` command: its verbs, and how errors reach a person."""
 
-import difflib
-import importlib
 from typing import Any
 
 import click
 
 from nestling import __version__
+from nestling.cli.lazy import LazyGroup
 from nestling.cli.options import DEBUG_KEY
 from nestling.errors import NestlingError
 
 VERBS = {
-    "demo": "See it all once: encode, measure, choose, build and search a real corpus.",
+    "demo": "See it all once: train, measure, choose, build and search a real corpus.",
+    "train": "Train a model whose every prefix is an embedding.",
     "encode": "Encode a corpus into a vector folder that survives kill -9.",
     "measure": "Measure every prefix and number format on a task.",
     "choose": "Choose the smallest size whose loss is certified.",
@@ -25,33 +25,8 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 
-class VerbGroup(click.Group):
-    """Loads a verb when it is called, and turns errors into one line that helps."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order of the journey."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load the module of a verb."""
-        if cmd_name not in VERBS:
-            return None
-        command: click.Command = importlib.import_module(f"nestling.cli.{cmd_name}").command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb; a mistyped one gets the closest."""
-        close = difflib.get_close_matches(args[0], VERBS, n=1)
-        if args[0] not in VERBS and close:
-            ctx.fail(f"No such verb {args[0]!r}. Did you mean {close[0]!r}?")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without loading them."""
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+class VerbGroup(LazyGroup):
+    """Turns errors into one line that helps."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; failures become a message and an exit status, with --debug a traceback."""
@@ -79,6 +54,7 @@ class VerbGroup(click.Group):
 
 @click.group(
     cls=VerbGroup,
+    verbs={verb: (f"nestling.cli.{verb}", line) for verb, line in VERBS.items()},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 The journey, on the docstrings of your own Python:

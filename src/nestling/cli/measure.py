@@ -32,6 +32,7 @@ from nestling.measure import Decision, Results, choose, measure, write_report
 TASK is one of:
   builtin           docstrings of the running Python's standard library
   builtin:wide      the same, with every installed package
+  builtin:digits    scikit-learn's images of handwritten digits
   beir:DIR[#split]  corpus.jsonl, queries.jsonl and qrels/<split>.tsv, plain or .gz
   sts:FILE          sentence1, sentence2, score
   pairs:FILE        two texts and whether they belong together

@@ -32,6 +32,28 @@ class IntList(click.ParamType[tuple[int, ...]]):
             )
 
 
+class FloatList(click.ParamType[tuple[float, ...]]):
+    """Numbers, comma-separated."""
+
+    name = "X,X,..."
+
+    def convert(
+        self,
+        value: str | tuple[float, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float, ...]:
+        """Parse "4,2,1,1"."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(
+                f"needs numbers separated by commas, like 4,2,1,1, got {value!r}.", param, ctx
+            )
+
+
 class DtypeList(click.ParamType[tuple[Dtype, ...]]):
     """Number formats, comma-separated."""
 
@@ -65,7 +87,7 @@ def model_option(*, required: bool) -> Decorator:
         "--model",
         required=required,
         metavar="MODEL",
-        help="static:wordllama | st:PATH_OR_HUB_ID | openai:NAME | onnx:DIR | vectors:FILE",
+        help="static:wordllama | st:PATH_OR_HUB_ID | openai:NAME | onnx:DIR | nest:DIR | vectors:FILE",
     )
 
 

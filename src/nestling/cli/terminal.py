@@ -93,11 +93,17 @@ def _rich_bars(console: Console) -> Iterator[Progress]:
         tasks: dict[str, TaskID] = {}
 
         def report(label: str, done: int, total: int) -> None:
-            if label not in tasks:
-                tasks[label] = rich_progress.add_task(label, total=total)
-            rich_progress.update(tasks[label], completed=done, total=total)
+            name = _name(label)
+            if name not in tasks:
+                tasks[name] = rich_progress.add_task(label, total=total)
+            rich_progress.update(tasks[name], description=label, completed=done, total=total)
 
         yield report
+
+
+def _name(label: str) -> str:
+    """Return the part of a label that stays the same."""
+    return label.partition(" | ")[0]
 
 
 class _LineProgress:
@@ -109,10 +115,10 @@ class _LineProgress:
 
     def __call__(self, label: str, done: int, total: int) -> None:
         now_s = time.perf_counter()
-        elapsed_s = now_s - self._started_s.setdefault(label, now_s)
+        elapsed_s = now_s - self._started_s.setdefault(_name(label), now_s)
         if done >= total:
             talk(f"{label}: {total:,} in {elapsed_s:.1f} s")
-            del self._started_s[label]
+            del self._started_s[_name(label)]
         elif done and now_s - self._last_line_s > SECONDS_BETWEEN_LINES:
             left_s = elapsed_s * (total - done) / done
             talk(f"{label}: {done:,} of {total:,}, about {left_s:,.0f} s left")

@@ -2,8 +2,10 @@
 
 from nestling.data.chunking import Chunking
 from nestling.data.corpora import open_queries
+from nestling.data.open_pairs import PAIR_FORMS, open_training_pairs
 from nestling.data.splits import hold_out
 from nestling.data.tasks import TASK_FORMS, open_corpus, open_task
+from nestling.data.training_pairs import TrainingPairs
 from nestling.data.types import (
     ClassificationTask,
     Corpus,
@@ -19,6 +21,7 @@ from nestling.data.types import (
 from nestling.data.vectors import Vectors, is_vectors, read_vectors
 
 __all__ = [
+    "PAIR_FORMS",
     "TASK_FORMS",
     "Chunking",
     "ClassificationTask",
@@ -30,6 +33,7 @@ __all__ = [
     "SelfTask",
     "SimilarityTask",
     "Task",
+    "TrainingPairs",
     "Vectors",
     "content_hash",
     "hold_out",
@@ -37,5 +41,6 @@ __all__ = [
     "open_corpus",
     "open_queries",
     "open_task",
+    "open_training_pairs",
     "read_vectors",
 ]

@@ -9,6 +9,7 @@ from nestling.data.beir import is_beir_folder, read_beir, read_beir_corpus
 from nestling.data.builtin import make_builtin_task, read_builtin_corpus
 from nestling.data.chunking import Chunking
 from nestling.data.corpora import open_queries, read_corpus
+from nestling.data.digits import make_digits_task
 from nestling.data.idx import read_image_folder
 from nestling.data.labels import read_labels
 from nestling.data.lines import check_exists
@@ -20,6 +21,7 @@ from nestling.errors import DataError
 TASK_FORMS = (
     "builtin[#split]",
     "builtin:wide[#split]",
+    "builtin:digits",
     "beir:<dir>[#split]",
     "sts:<file>",
     "pairs:<file>",
@@ -63,6 +65,8 @@ def open_task(
             f"`queries` go with a self: task only, got them with {uri!r}, which has its own. "
             f"Leave --queries out."
         )
+    if (form, rest) == ("builtin", "digits"):
+        return make_digits_task(name=uri)
     chosen = named_split or split or DEFAULT_SPLIT
     name = uri if named_split or chosen == DEFAULT_SPLIT else f"{uri}#{chosen}"
     if form == "builtin":
@@ -101,14 +105,15 @@ def open_corpus(
         return read_corpus(Path(uri).expanduser(), chunking=chunking, progress=progress)
     form, rest, _ = _parse(uri)
     path = Path(rest).expanduser()
-    if form == "builtin":
+    if form == "builtin" and rest != "digits":
         return read_builtin_corpus(is_wide=rest == "wide", progress=progress)
     if form == "beir":
         return read_beir_corpus(path)
     if form == "self":
         return read_corpus(path, chunking=chunking, progress=progress)
+    kind = uri if form == "builtin" else f"{form}:"
     raise DataError(
-        f"`corpus` must name documents, got {uri!r}: a {form}: task has none. "
+        f"`corpus` must name documents, got {uri!r}: a {kind} task has none. "
         f"Name builtin, beir:<dir>, or a file or folder of texts."
     )
 
@@ -141,14 +146,15 @@ def _open_self(
 
 def _looks_like_task(uri: str) -> bool:
     """Return whether a string is a TASK, perhaps a mistyped one, rather than a path."""
-    head = _form_of(uri)
+    head = form_of(uri)
     if head in FORM_NAMES:
         return True
     is_close = difflib.get_close_matches(head, FORM_NAMES, n=1, cutoff=0.7)
     return not Path(uri).expanduser().exists() and bool(is_close)
 
 
-def _form_of(uri: str) -> str:
+def form_of(uri: str) -> str:
+    """Return what stands before the first colon or #: the form, if it is a TASK."""
     return uri.partition(":")[0].partition("#")[0]
 
 
@@ -158,10 +164,11 @@ def _parse(uri: str) -> tuple[str, str, str | None]:
     Raises:
         DataError: If the form is unknown; the message lists all and offers the closest.
     """
-    form = _form_of(uri)
+    form = form_of(uri)
     rest, split = _take_split(uri.removeprefix(form), has_split=form in SPLIT_FORMS)
-    is_whole = rest in ("", ":wide") if form == "builtin" else len(rest) > 1
-    if form in FORM_NAMES and is_whole and split != "":
+    is_whole = rest in ("", ":wide", ":digits") if form == "builtin" else len(rest) > 1
+    has_fitting_split = split is None or (split != "" and rest != ":digits")
+    if form in FORM_NAMES and is_whole and has_fitting_split:
         return form, rest.removeprefix(":"), split
     raise DataError(
         f"`task` must be one of {', '.join(TASK_FORMS)}; got {uri!r}. {_advise(uri, form, rest)}"

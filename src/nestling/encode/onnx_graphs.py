@@ -162,7 +162,7 @@ class ImageGraph:
                 f"{graph.uri}. Export it with (rows, channels, height, width)."
             )
 
-    def embed(self, images: Images) -> Float[np.ndarray, "images width"]:
+    def embed(self, images: Images) -> Float[np.ndarray, "images embed_dim"]:
         """Return one vector per image.
 
         Raises:
@@ -183,7 +183,7 @@ class ImageGraph:
         size = [length if isinstance(length, int) else 32 for length in self._input.shape[-2:]]
         return int(self.embed(np.zeros((1, *size), dtype=np.uint8)).shape[1])
 
-    def _embed_batch(self, images: Images) -> Float[np.ndarray, "images width"]:
+    def _embed_batch(self, images: Images) -> Float[np.ndarray, "images embed_dim"]:
         pixels = images.astype(np.float32) / np.float32(255)
         if len(self._input.shape) == 4:
             rows, height, width = pixels.shape

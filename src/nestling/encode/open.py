@@ -11,9 +11,10 @@ ENCODERS = {
     "st": ("nestling.encode.st", "SentenceTransformersEncoder"),
     "openai": ("nestling.encode.openai", "OpenAIEncoder"),
     "onnx": ("nestling.encode.onnx", "OnnxEncoder"),
+    "nest": ("nestling.encode.nest", "open_nest"),
     "vectors": ("nestling.encode.vectors", "VectorsEncoder"),
 }
-"""Scheme of a model URI -> module and class. A new encoder is one file and one line here."""
+"""Scheme of a model URI -> module and what opens it there. A new encoder is one file and one line here."""
 
 
 def open_encoder(
@@ -22,8 +23,8 @@ def open_encoder(
     """Open the encoder that a model URI names; only its own module is imported.
 
     Args:
-        uri: `static:wordllama`, `st:<path or hub id>`, `openai:<model>`, `onnx:<dir>`, or
-            `vectors:<file or folder>`.
+        uri: `static:wordllama`, `st:<path or hub id>`, `openai:<model>`, `onnx:<dir>`,
+            `nest:<dir>`, or `vectors:<file or folder>`.
         base_url: Root of an OpenAI-compatible API, for `openai:` only.
         max_tokens: Read at most this many tokens of a text, special tokens included; by default
             the model's own limit.
@@ -48,6 +49,6 @@ def open_encoder(
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if base_url is not None:
         options["base_url"] = base_url
-    module, class_name = ENCODERS[scheme]
-    encoder: Encoder = getattr(importlib.import_module(module), class_name)(name, **options)
+    module, opener = ENCODERS[scheme]
+    encoder: Encoder = getattr(importlib.import_module(module), opener)(name, **options)
     return encoder

@@ -141,6 +141,7 @@ def make_cuts(
     dtypes: Sequence[Dtype],
     seed: int,
     codec: Int8Codec | None = None,
+    baselines: bool = True,
 ) -> list[Cut]:
     """Return the cuts to compare; the first is the float32 prefix, which holds the reference.
 
@@ -155,11 +156,14 @@ def make_cuts(
         seed: Of the random draws.
         codec: int8 of the prefixes, calibrated as an index does, on the whole corpus; None
             calibrates it on the sample.
+        baselines: False leaves the prefixes in the formats asked for, and nothing beside them.
     """
     widths = tuple(dims)
     asked = {Dtype.FLOAT32, *dtypes}
     codec = codec or Int8Codec.calibrate(sample)
     cuts = [_cut("prefix", dtype, codec, dims=widths) for dtype in Dtype if dtype in asked]
+    if not baselines:
+        return cuts
     for dtype in (Dtype.INT8, Dtype.BINARY):
         if dtype not in asked:
             cuts.append(_cut("prefix", dtype, codec, dims=widths[-1:]))

@@ -31,6 +31,7 @@ class Options:
     seed: int
     bad_rows: BadRowPolicy
     progress: Progress
+    baselines: bool = True
 
     def widths(self, embed_dim: int) -> tuple[int, ...]:
         """Return the widths to measure, the full one among them.
@@ -50,6 +51,7 @@ class Options:
             dtypes=self.dtypes,
             seed=self.seed,
             codec=Int8Codec.calibrate(corpus),
+            baselines=self.baselines,
         )
 
     def encode(

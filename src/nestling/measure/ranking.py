@@ -50,6 +50,7 @@ def measure_search(
     *,
     judge: Judge,
     shortlist_size: int,
+    funnels: bool = True,
     progress: Progress,
 ) -> list[Measured]:
     """Search with every cut at each of its widths, alone and as the head of a funnel.
@@ -60,6 +61,7 @@ def measure_search(
         cuts: What `make_cuts` returned: the first holds the reference.
         judge: Puts values on a ranking.
         shortlist_size: Candidates that a funnel re-scores at full width in float32.
+        funnels: Whether to measure each prefix as the head of a funnel too.
         progress: Told about the passes over the corpus.
 
     Returns:
@@ -79,7 +81,7 @@ def measure_search(
         for cut in cuts
         for dim in cut.dims
     ]
-    for cut in cuts:
+    for cut in cuts if funnels else ():
         if cut.family != "prefix":
             continue
         # The full width in float32 re-scored by itself is no funnel.

@@ -32,6 +32,7 @@ def measure(
     cache: Path | None = None,
     seed: int = 0,
     bad_rows: BadRowPolicy = "error",
+    baselines: bool = True,
     command: str | None = None,
     progress: Progress = silent,
 ) -> Results:
@@ -60,6 +61,8 @@ def measure(
         cache: Folder that keeps encoded inputs for the next run, or None.
         seed: Of samples and random draws: the same seed gives the same bits.
         bad_rows: "error" refuses zero, NaN and infinite vectors by id; "drop" leaves them out.
+        baselines: False measures the prefixes alone, in the formats asked for: no funnels, PCA or
+            random coordinates, and no verdict on nestedness. For the sweeps within a training run.
         command: What was typed, for the record.
         progress: Told about encoding and scoring.
 
@@ -81,6 +84,7 @@ def measure(
         seed=seed,
         bad_rows=bad_rows,
         progress=progress,
+        baselines=baselines,
     )
     outcome = _run(encoder, task, options)
     name = outcome.fingerprint.space.model if model is None else model

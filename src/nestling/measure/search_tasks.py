@@ -109,6 +109,7 @@ def _search(
         cuts,
         judge=judge,
         shortlist_size=options.shortlist_size,
+        funnels=options.baselines,
         progress=options.progress,
     )
     return Outcome(

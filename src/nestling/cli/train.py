@@ -1,0 +1,24 @@
+"""`nestling train`: one verb per kind of data."""
+
+import click
+
+from nestling.cli.lazy import LazyGroup
+
+
+@click.command(
+    name="train",
+    cls=LazyGroup,
+    verbs={
+        "text": ("nestling.cli.train_text", "A text model from pairs of texts, or from labels."),
+        "images": ("nestling.cli.train_images", "An image model from labelled images."),
+    },
+    epilog="""\b
+Examples:
+  nestling train text --pairs builtin --dims 8,16,32,64,128,256 --out nest
+  nestling train images --images builtin:digits --dims 2,4,8,16,32 --out digits""",
+)
+def command() -> None:
+    """Train a model whose every prefix is an embedding.
+
+    Needs PyTorch: pip install 'nestling[train]'.
+    """

@@ -1,0 +1,3 @@
+"""Models that are trained nested."""
+
+__all__: list[str] = []

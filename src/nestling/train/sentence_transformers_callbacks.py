@@ -1,0 +1,252 @@
+"""What a run through the sentence-transformers Trainer does at its steps."""
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from nestling.core import Dtype
+from nestling.core.progress import Progress
+from nestling.data import Task
+from nestling.encode.st import SentenceTransformersEncoder
+from nestling.errors import MissingExtraError, TrainingError
+from nestling.measure import measure
+from nestling.train.job import LoopOptions
+from nestling.train.record import EpochRecord, RunningLoss, find_best_epoch
+from nestling.train.sentence_transformers_checkpoints import seal_checkpoint
+from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+
+try:
+    import torch
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise MissingExtraError("sentence-transformers", "train-st") from error
+
+SECONDS_BETWEEN_REPORTS = 0.25
+
+
+@final
+class StepCallback(TrainerCallback):
+    """Tells a loss which step it is: the Trainer's own count, which a resumed run goes on with."""
+
+    def __init__(self, loss: SentenceTransformersLoss) -> None:
+        self._loss = loss
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Hand the step on before the batch is looked at."""
+        self._loss.step = state.global_step
+
+
+@final
+class FiniteCallback(TrainerCallback):
+    """Stops before a loss or a gradient that is not finite reaches the weights."""
+
+    def __init__(self, loss: SentenceTransformersLoss) -> None:
+        self._loss = loss
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any
+    ) -> None:
+        """Look at the loss and at all gradients.
+
+        Raises:
+            TrainingError: If one of them is not finite; the weights are still those of the step
+                before.
+        """
+        value = self._loss.last
+        if value is not None and not value.total.isfinite():
+            losses = zip(self._loss.nesting.dims, value.by_dim.tolist(), strict=True)
+            bad = ", ".join(str(dim) for dim, loss in losses if not math.isfinite(loss))
+            what = f"the loss became {value.total:g}"
+            raise TrainingError(_stopped(what, f" at prefix {bad}" if bad else "", args, state))
+        gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not norm.isfinite():
+            what = f"the norm of the gradients became {norm:g}"
+            raise TrainingError(_stopped(what, "", args, state))
+
+
+@final
+class RecordCallback(TrainerCallback):
+    """Keeps the record of a run, reports where it stands, and stops it when it no longer improves.
+
+    Attributes:
+        epochs: Those that are finished, validation included.
+        num_resumes: How often the run was continued.
+    """
+
+    def __init__(
+        self, loss: SentenceTransformersLoss, options: LoopOptions, progress: Progress
+    ) -> None:
+        self._loss = loss
+        self._options = options
+        self._progress = progress
+        self._running = RunningLoss(len(loss.nesting.dims))
+        self._clock_s = self._reported_s = time.perf_counter()
+        self.epochs: list[EpochRecord] = []
+        self.num_resumes = 0
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The best epoch so far; None without early stopping."""
+        dim = self._options.early_stop_dim
+        return find_best_epoch(self.epochs, dim) if dim is not None and self.epochs else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to train."""
+        best = self.best_epoch
+        has_stalled = best is not None and len(self.epochs) - best >= self._options.patience
+        return has_stalled or len(self.epochs) == self._options.num_epochs
+
+    def restore(self, progress: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` returned."""
+        self._running = RunningLoss.from_json(progress["running"])
+        self.epochs = [EpochRecord.from_json(epoch) for epoch in progress["epochs"]]
+        self.num_resumes = progress["num_resumes"] + (not self.is_finished)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint."""
+        self._lap()
+        return {
+            "running": self._running.to_json(),
+            "epochs": [epoch.to_json() for epoch in self.epochs],
+            "num_resumes": self.num_resumes,
+        }
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._clock_s = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the step to the means, and report."""
+        value = self._loss.last
+        if value is not None:
+            self._running.add(float(value.total), value.by_dim.double().cpu().numpy())
+        now_s = time.perf_counter()
+        if now_s - self._reported_s >= SECONDS_BETWEEN_REPORTS:
+            self._reported_s = now_s
+            self._progress(
+                f"train | {self._describe_losses()}", state.global_step, state.max_steps + 1
+            )
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the epoch, if no validation follows."""
+        if args.eval_strategy == "no":
+            self._close_epoch(None)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **kwargs: Any
+    ) -> None:
+        """Close the epoch with its validation values, and look whether to go on.
+
+        Raises:
+            TrainingError: If a value is not finite.
+        """
+        values = {dim: float(metrics[f"eval_dim_{dim}"]) for dim in self._loss.nesting.dims}
+        if not all(map(math.isfinite, values.values())):
+            raise TrainingError(
+                f"validation values must be finite, got {values} after epoch {len(self.epochs) + 1}. "
+                f"{_last_checkpoint(args)}"
+            )
+        self._close_epoch(values)
+        control.should_training_stop |= self.is_finished
+
+    def _close_epoch(self, validation: Mapping[int, float] | None) -> None:
+        self._lap()
+        dims = self._loss.nesting.dims
+        self.epochs.append(
+            EpochRecord(
+                epoch=len(self.epochs) + 1,
+                loss=self._running.mean,
+                loss_by_dim=dict(zip(dims, self._running.mean_by_dim, strict=True)),
+                validation_by_dim=validation,
+                seconds=self._running.seconds,
+            )
+        )
+        self._running = RunningLoss(len(dims))
+
+    def _lap(self) -> None:
+        now_s = time.perf_counter()
+        self._running.seconds += now_s - self._clock_s
+        self._clock_s = now_s
+
+    def _describe_losses(self) -> str:
+        """Return epoch, mean loss, and the losses of the first, the middle and the last prefix."""
+        by_dim = list(zip(self._loss.nesting.dims, self._running.mean_by_dim, strict=True))
+        shown = sorted({0, len(by_dim) // 2, len(by_dim) - 1})
+        losses = ", ".join(
+            f"{dim}: {loss:.3g}"
+            for dim, loss in (by_dim[place] for place in shown)
+            if loss is not None
+        )
+        epoch = f"epoch {len(self.epochs) + 1}/{self._options.num_epochs}"
+        return f"{epoch} loss {self._running.mean:.3g} ({losses})"
+
+
+@final
+class CheckpointCallback(TrainerCallback):
+    """Makes checkpoints due by the clock, besides those after each epoch, and seals them."""
+
+    def __init__(self, every_s: float, settings: Mapping[str, Any], record: RecordCallback) -> None:
+        self._every_s = every_s
+        self._settings = settings
+        self._record = record
+        self._last_s = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._last_s = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint, except where that of the epoch follows, after its validation."""
+        steps_per_epoch = state.max_steps // state.num_train_epochs
+        is_due = time.perf_counter() - self._last_s >= self._every_s
+        if is_due and state.global_step % steps_per_epoch:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal what was written."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            seal_checkpoint(folder, self._settings, self._record.to_json())
+        self._last_s = time.perf_counter()
+
+
+@final
+class PrefixEvaluator(BaseEvaluator):
+    """Measures every prefix of the model as it is, as `nestling measure` would after saving it."""
+
+    def __init__(self, task: Task, dims: Sequence[int]) -> None:
+        super().__init__()
+        self._task = task
+        self._dims = dims
+
+    def __call__(self, model: Any, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Return the task's main metric of each prefix, as `dim_<width>`."""
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder, create_model_card=False)
+            encoder = SentenceTransformersEncoder(folder)
+            results = measure(encoder, self._task, dims=self._dims, dtypes=[Dtype.FLOAT32])
+        return {
+            f"dim_{dim}": results.find(family="prefix", dim=dim, dtype=Dtype.FLOAT32).value
+            for dim in self._dims
+        }
+
+
+def _stopped(what: str, place: str, args: Any, state: Any) -> str:
+    return (
+        f"{what} at step {state.global_step + 1:,}{place}; the training stopped before that step changed the "
+        f"weights. {_last_checkpoint(args)} Lower --learning-rate, and train again with another --out, or "
+        f"with --overwrite."
+    )
+
+
+def _last_checkpoint(args: Any) -> str:
+    kept = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if not kept:
+        return "No checkpoint has been written yet."
+    return f"The last good checkpoint is kept: {kept[-1]}."

@@ -1,0 +1,107 @@
+"""Checkpoints of the sentence-transformers Trainer, sealed: a half-written one is never resumed."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nestling.core.files import checksum, read_json, seal, unseal, write_json
+from nestling.errors import FormatError, TrainingError
+
+SEAL_FILE = "nestling_checkpoint.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedCheckpoint:
+    """A checkpoint whose files are whole.
+
+    Attributes:
+        path: Its folder.
+        progress: What the run had come to, as it was given to `seal_checkpoint`.
+    """
+
+    path: Path
+    progress: Mapping[str, Any]
+
+
+def seal_checkpoint(folder: Path, settings: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+    """Write down what a finished checkpoint holds, and what it may be continued with.
+
+    The Trainer writes its files one by one into the final folder, so that only this file, written
+    last, tells a whole checkpoint from a part of one.
+
+    Args:
+        folder: The checkpoint.
+        settings: JSON that must be equal for the checkpoint to be continued.
+        progress: JSON for whoever continues it.
+
+    Raises:
+        WriteError: If the folder cannot be written.
+    """
+    files = {str(path.relative_to(folder)): checksum(path.read_bytes()) for path in _files(folder)}
+    content = {"files": files, "settings": dict(settings), "progress": dict(progress)}
+    write_json(folder / SEAL_FILE, seal(content))
+
+
+def find_checkpoint(
+    folder: Path, settings: Mapping[str, Any], warn: Callable[[str], object]
+) -> SealedCheckpoint | None:
+    """Return the newest whole checkpoint, or None if there is none.
+
+    Args:
+        folder: Where the Trainer keeps them, as `checkpoint-<step>`.
+        settings: What the run is to be; JSON.
+        warn: Told of parts of checkpoints, which are passed over and removed.
+
+    Raises:
+        TrainingError: If the checkpoint is of another run; the message names what differs.
+    """
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        sealed = _read_seal(checkpoint)
+        if sealed is not None:
+            _check_settings(checkpoint, sealed["settings"], settings)
+            return SealedCheckpoint(path=checkpoint, progress=sealed["progress"])
+        warn(
+            f"passed over the half-written or damaged checkpoint {checkpoint}, and removed it; "
+            f"the training goes on from the one before it, or from the beginning"
+        )
+        # The Trainer would count it when it decides which ones to keep.
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL_FILE)
+
+
+def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint was sealed with; None unless every file is there, bit for bit."""
+    path = checkpoint / SEAL_FILE
+    try:
+        sealed = unseal(read_json(path), source=str(path), advice="Go back to an older one.")
+    except FormatError:
+        return None
+    for name, expected in sealed["files"].items():
+        file = checkpoint / name
+        if not file.is_file() or checksum(file.read_bytes()) != expected:
+            return None
+    return sealed
+
+
+def _check_settings(checkpoint: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differences = [
+        f"{name} {stored.get(name)} against {wanted.get(name)}"
+        for name in sorted({*stored, *wanted})
+        if stored.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise TrainingError(
+            f"a training is continued with the settings it began with, but the checkpoint {checkpoint} and "
+            f"this run differ in {'; '.join(differences)}. Give the same settings, name another --out, or "
+            f"start over with --overwrite."
+        )

@@ -1,0 +1,238 @@
+"""One run of the sentence-transformers Trainer: from a checkpoint or the beginning to its record."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from nestling.core.progress import Progress
+from nestling.data import Task
+from nestling.data.training_pairs import TrainingPairs
+from nestling.errors import MissingExtraError
+from nestling.measure.environment import describe_environment
+from nestling.train.job import LoopOptions
+from nestling.train.record import TrainingRecord
+from nestling.train.schedule import rate_factor
+from nestling.train.sentence_transformers_callbacks import (
+    CheckpointCallback,
+    FiniteCallback,
+    PrefixEvaluator,
+    RecordCallback,
+    StepCallback,
+)
+from nestling.train.sentence_transformers_checkpoints import SealedCheckpoint, find_checkpoint
+from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+
+try:
+    import datasets
+    import sentence_transformers
+    import torch
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sentence_transformer.data_collator import (
+        SentenceTransformerDataCollator,
+    )
+    from transformers import PrinterCallback
+except ImportError as error:
+    raise MissingExtraError("datasets", "train-st") from error
+
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+@final
+class SeededBatches(DefaultBatchSampler):
+    """Batches in an order that is a function of seed and epoch, so that a resumed run needs no memory."""
+
+    def __init__(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> None:
+        super().__init__(dataset, batch_size, drop_last, **options)
+        self._num_rows = len(dataset)
+
+    def __len__(self) -> int:
+        return max(1, self._num_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self._num_rows)
+        for index in range(len(self)):
+            yield order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+
+
+class _Collator(SentenceTransformerDataCollator):
+    """Leaves out the negatives that are not there, so that a batch may hold fewer of them than pairs."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tokenise a batch."""
+        negatives = [
+            {"negative": row.pop("negative")} for row in features if row.get("negative") is not None
+        ]
+        there = [row for row in negatives if row["negative"]]
+        return {**super().__call__(features), **super().__call__(there)}
+
+    def maybe_warn_about_column_order(self, column_names: list[str]) -> None:
+        """Say nothing: the columns are ours."""
+
+
+class _Trainer(SentenceTransformerTrainer):
+    data_collator_class = _Collator
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none: the card of a model folder is nestling's own."""
+
+
+class TrainerRun:
+    """Trains the model of a loss; see `train_sentence_transformer`."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        loss: SentenceTransformersLoss,
+        pairs: TrainingPairs,
+        options: LoopOptions,
+        settings: Mapping[str, Any],
+        folder: Path,
+        batch_size: int,
+        validation: Task | None,
+        device: str | None,
+        progress: Progress,
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._settings = settings
+        self._folder = folder
+        self._progress = progress
+        self._dims = loss.nesting.dims
+        self._record = RecordCallback(loss, options, progress)
+        args = SentenceTransformerTrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=batch_size,
+            num_train_epochs=options.num_epochs,
+            max_grad_norm=options.max_grad_norm or 0.0,
+            bf16=options.precision == "bfloat16",
+            seed=options.seed,
+            batch_sampler=SeededBatches,
+            prompts=_prompts(model),
+            save_strategy="epoch",
+            # The best one and the newest stay, and the one before, lest the newest be half-written.
+            save_total_limit=2 if options.early_stop_dim is None else 3,
+            eval_strategy="no" if validation is None else "epoch",
+            metric_for_best_model=options.early_stop_dim and f"dim_{options.early_stop_dim}",
+            greater_is_better=True,
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+            dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
+        )
+        self._num_batches = max(1, len(pairs.anchors) // batch_size // args.world_size)
+        self._trainer = _Trainer(
+            model=model,
+            args=args,
+            train_dataset=_dataset(pairs),
+            loss=loss,
+            evaluator=None if validation is None else PrefixEvaluator(validation, self._dims),
+            callbacks=[
+                StepCallback(loss),
+                FiniteCallback(loss),
+                self._record,
+                CheckpointCallback(options.checkpoint_every_s, settings, self._record),
+            ],
+            optimizers=self._make_optimizers(),
+        )
+        self._trainer.remove_callback(PrinterCallback)
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether it is this process that writes."""
+        return bool(self._trainer.is_world_process_zero())
+
+    def run(self, warn: Callable[[str], object]) -> TrainingRecord:
+        """Train, or go on with what was begun; afterwards the model has the weights to keep.
+
+        Args:
+            warn: Told of checkpoints that were passed over.
+
+        Raises:
+            TrainingError: See `train_sentence_transformer`.
+        """
+        found = find_checkpoint(self._folder, self._settings, warn)
+        if found is not None:
+            self._record.restore(found.progress)
+        if not self._record.is_finished:
+            self._trainer.train(resume_from_checkpoint=found and str(found.path))
+        self._take_weights(found)
+        return self._finish()
+
+    def _make_optimizers(self) -> tuple[Any, Any]:
+        options, num_steps = self._options, self._options.num_epochs * self._num_batches
+        trained = [weights for weights in self._model.parameters() if weights.requires_grad]
+        optimizer = torch.optim.AdamW(trained, options.learning_rate, weight_decay=0.0)
+        factor = partial(_factor, num_steps=num_steps, options=options)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    def _take_weights(self, found: SealedCheckpoint | None) -> None:
+        """Load the weights of the best epoch, or of the end of a run that was finished before."""
+        best = self._record.best_epoch
+        if best is not None:
+            path = self._folder / f"checkpoint-{best * self._num_batches}"
+        elif found is not None and self._trainer.state.global_step == 0:
+            path = found.path
+        else:
+            return
+        kept = sentence_transformers.SentenceTransformer(str(path), device="cpu")
+        self._model.load_state_dict(kept.state_dict())
+
+    def _finish(self) -> TrainingRecord:
+        self._model.eval()
+        epochs = self._record.epochs
+        num_steps = len(epochs) * self._num_batches
+        label = f"train | {len(epochs)} of {self._options.num_epochs} epochs, loss {epochs[-1].loss:.3g}"
+        self._progress(label, num_steps, num_steps)
+        return TrainingRecord(
+            settings=self._settings,
+            options=asdict(self._options),
+            nesting_dims=self._dims,
+            num_parameters=sum(weights.numel() for weights in self._model.parameters()),
+            epochs=tuple(epochs),
+            num_steps=num_steps,
+            num_resumes=self._record.num_resumes,
+            stopped_early=len(epochs) < self._options.num_epochs,
+            best_epoch=self._record.best_epoch,
+            environment={
+                **describe_environment(seed=self._options.seed, command=None),
+                **{each.__name__: str(each.__version__) for each in (torch, sentence_transformers)},
+                "device": str(self._model.device),
+                "num_threads": torch.get_num_threads(),
+                "num_processes": self._trainer.args.world_size,
+            },
+        )
+
+
+def _factor(step: int, *, num_steps: int, options: LoopOptions) -> float:
+    # The Trainer asks for the rate of the step after the last one, too.
+    return rate_factor(min(step, num_steps - 1), num_steps, options)
+
+
+def _dataset(pairs: TrainingPairs) -> Any:
+    columns: dict[str, Any] = {"anchor": list(pairs.anchors), "positive": list(pairs.positives)}
+    if pairs.negatives is not None:
+        columns["negative"] = list(pairs.negatives)
+    # A label column goes to the loss as it is; these tell which pairs are no negatives of each other.
+    return datasets.Dataset.from_dict({**columns, "label": pairs.groups})
+
+
+def _prompts(model: Any) -> dict[str, str]:
+    """Return the prompts that the model encodes queries and documents with, by column."""
+    of_document = next((model.prompts[key] for key in DOCUMENT_PROMPTS if key in model.prompts), "")
+    prompts = {
+        "anchor": model.prompts.get("query", ""),
+        "positive": of_document,
+        "negative": of_document,
+    }
+    return {column: prompt for column, prompt in prompts.items() if prompt}

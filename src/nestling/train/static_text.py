@@ -1,0 +1,377 @@
+"""Train a static text encoder whose every prefix is an embedding."""
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from jaxtyping import Float32, Int64
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn, optim
+
+from nestling.core import Dtype, Fingerprint, Space, check_nesting_dims
+from nestling.core.progress import Progress, silent
+from nestling.data import Inputs, RetrievalTask, TrainingPairs
+from nestling.encode import Role
+from nestling.encode.batches import texts_only
+from nestling.encode.static import wordllama_files
+from nestling.encode.token_table import TokenTable
+from nestling.errors import DataError, DimensionError
+from nestling.measure import measure
+from nestling.train.job import LoopOptions
+from nestling.train.loop import fit
+from nestling.train.losses import LossValue
+from nestling.train.losses.nested_info_nce import NestedInfoNCE
+from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way
+from nestling.train.models.static_text import (
+    DEFAULT_VOCABULARY,
+    Bags,
+    StaticText,
+    TokenizedTexts,
+    start_table,
+    train_tokenizer,
+)
+from nestling.train.record import TrainingRecord
+from nestling.train.static_folder import FOLDER_FILES, save_static
+
+LARGEST_EMBED_DIM = 4096
+VALIDATION_METRIC = "ndcg_at_10"
+
+STATIC_OPTIONS = LoopOptions(
+    num_epochs=4, learning_rate=0.02, schedule="constant", warmup_share=0.0
+)
+"""What suits a table of token vectors: short, fast, no schedule to wait for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRecipe:
+    """What is trained.
+
+    Attributes:
+        embed_dim: Full width.
+        nesting_dims: Ascending widths; the full one is added if it is missing. A single one is a
+            rigid model.
+        start: "scratch" learns a tokenizer and starts from small random vectors; "wordllama" goes
+            on from the weights of static:wordllama, with its tokenizer.
+        dim_weights: Weight of each width in the loss; 1 by default.
+        batch_size: Pairs per step, all other positives of which are negatives.
+        temperature: Of the loss.
+        symmetric: Also tell the anchors of each positive apart.
+        self_distillation_weight: Of the listwise KL from full-width similarities; 0 leaves it out.
+        dims_per_step: Look at so many widths per step; None looks at all.
+        vocabulary: Most distinct tokens of a tokenizer that is learned.
+        max_tokens: Read at most so many tokens of a text in training; None reads all.
+    """
+
+    embed_dim: int
+    nesting_dims: tuple[int, ...]
+    start: Literal["scratch", "wordllama"] = "scratch"
+    dim_weights: tuple[float, ...] | None = None
+    batch_size: int = 1024
+    temperature: float = 0.05
+    symmetric: bool = False
+    self_distillation_weight: float = 0.0
+    dims_per_step: int | None = None
+    vocabulary: int = DEFAULT_VOCABULARY
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the widths and the batch size.
+
+        Raises:
+            DimensionError: If `embed_dim` or `nesting_dims` break the rules.
+            DataError: If `batch_size` is below 2.
+        """
+        if not 1 <= self.embed_dim <= LARGEST_EMBED_DIM:
+            raise DimensionError(
+                f"`embed_dim` must lie in [1, {LARGEST_EMBED_DIM}], got {self.embed_dim}."
+            )
+        if self.batch_size < 2:
+            raise DataError(
+                f"`batch_size` must be at least 2, as each pair is told from the others of its batch, "
+                f"got {self.batch_size}. The usual one is 1024."
+            )
+        dims = check_nesting_dims(self.nesting_dims, self.embed_dim)
+        object.__setattr__(self, "nesting_dims", dims)
+
+
+class PairBatch(NamedTuple):
+    """Tokens and groups of one batch; `document_groups` begins with those of the positives."""
+
+    anchors: Bags
+    documents: Bags
+    anchor_groups: Int64[Tensor, " anchors"]
+    document_groups: Int64[Tensor, " documents"]
+
+
+class StaticTextJob:
+    """A static encoder and its training pairs, as `fit` wants them."""
+
+    def __init__(
+        self,
+        recipe: StaticRecipe,
+        pairs: TrainingPairs,
+        *,
+        validation: RetrievalTask | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.recipe = recipe
+        self._pairs = pairs
+        self._validation = validation
+        self._seed = seed
+        self._batch_size = min(recipe.batch_size, len(pairs))
+        negatives = pairs.negatives or ()
+        texts = [*pairs.anchors, *pairs.positives, *filter(None, negatives)]
+        self.tokenizer, table = _start(recipe, texts, seed=seed)
+        self.encoder = StaticText(table)
+        self._module = _LossOfText(self.encoder, recipe, seed=seed)
+        self._anchors = self._tokenize(pairs.anchors)
+        self._positives = self._tokenize(pairs.positives)
+        self._negatives = self._tokenize(negatives)
+
+    @property
+    def module(self) -> nn.Module:
+        """Encoder and loss."""
+        return self._module
+
+    @property
+    def nesting_dims(self) -> tuple[int, ...]:
+        """Widths of the recipe."""
+        return self.recipe.nesting_dims
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Recipe and training data."""
+        return {
+            **asdict(self.recipe),
+            "pairs": self._pairs.source,
+            "pairs_hash": self._pairs.pairs_hash,
+            "num_pairs": len(self._pairs),
+            "num_tokens": len(self.encoder.table),
+            "validation": None if self._validation is None else self._validation.name,
+        }
+
+    @property
+    def num_batches(self) -> int:
+        """Whole batches of an epoch; what is left over is another pair's turn next time."""
+        return len(self._pairs) // self._batch_size
+
+    def batch(self, epoch: int, index: int) -> PairBatch:
+        """Return a batch; the order of an epoch depends on the seed and the epoch alone."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pairs))
+        rows = order[index * self._batch_size : (index + 1) * self._batch_size]
+        groups = torch.from_numpy(self._pairs.groups[rows])
+        documents, document_groups = self._positives.take(rows), groups
+        if self._pairs.negatives is not None:
+            hard = rows[self._negatives.lengths[rows] > 0]
+            documents = _join(documents, self._negatives.take(hard))
+            # A hard negative belongs to no group: no anchor may take it for its own.
+            document_groups = torch.cat([groups, torch.full((len(hard),), -1)])
+        return PairBatch(self._anchors.take(rows), documents, groups, document_groups)
+
+    def make_optimizer(self, learning_rate: float) -> optim.Optimizer:
+        """Return an Adam that touches only the tokens of the batch."""
+        return optim.SparseAdam(self._module.parameters(), lr=learning_rate)
+
+    def validate(self) -> Mapping[int, float] | None:
+        """Return nDCG@10 of every prefix on the held-out pairs."""
+        if self._validation is None:
+            return None
+        return quality_by_dim(self.token_encoder(), self._validation, self.nesting_dims)
+
+    def token_encoder(self) -> "TrainedTable":
+        """Return the encoder as it stands, in NumPy."""
+        return TrainedTable(TokenTable(self.encoder.vectors(), self.tokenizer), self.nesting_dims)
+
+    def _tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        return TokenizedTexts(self.tokenizer, texts, max_tokens=self.recipe.max_tokens)
+
+
+class TrainedTable:
+    """A token table that is still in memory, as an `Encoder`."""
+
+    def __init__(self, table: TokenTable, nesting_dims: tuple[int, ...]) -> None:
+        self._table = table
+        self._nesting_dims = nesting_dims
+        space = Space(
+            model="in training",
+            revision="",
+            pooling="mean",
+            normalization="l2",
+            embed_dim=self.embed_dim,
+        )
+        self._fingerprint = Fingerprint(space=space, encoder={"backend": "static"})
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """A passing one: the vectors are not stored."""
+        return self._fingerprint
+
+    @property
+    def embed_dim(self) -> int:
+        """Full width."""
+        return self._table.vectors.shape[1]
+
+    @property
+    def nesting_dims(self) -> tuple[int, ...]:
+        """Widths it is trained at."""
+        return self._nesting_dims
+
+    @property
+    def max_tokens(self) -> int | None:
+        """None: a mean reads texts of any length."""
+        return None
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text."""
+        return self._table.count_tokens(texts)
+
+    def encode(
+        self, inputs: Inputs, *, role: Role, ids: Sequence[str] | None = None
+    ) -> Float32[np.ndarray, "inputs {self.embed_dim}"]:
+        """Return unit rows."""
+        return self._table.encode(texts_only(inputs, model="a static model"))
+
+
+class _LossOfText(nn.Module):
+    def __init__(self, encoder: StaticText, recipe: StaticRecipe, *, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._loss = NestedInfoNCE(
+            recipe.nesting_dims,
+            recipe.dim_weights,
+            temperature=recipe.temperature,
+            symmetric=recipe.symmetric,
+            dims_per_step=recipe.dims_per_step,
+            seed=seed,
+        )
+        self._distillation_weight = recipe.self_distillation_weight
+        self._distillation = (
+            SelfDistillation(recipe.nesting_dims, temperature=recipe.temperature)
+            if self._distillation_weight
+            else None
+        )
+
+    def forward(self, batch: PairBatch, step: int) -> LossValue:
+        queries, documents = self.encoder(batch.anchors), self.encoder(batch.documents)
+        value = self._loss.value(
+            queries,
+            documents,
+            query_groups=batch.anchor_groups,
+            document_groups=batch.document_groups,
+            step=step,
+        )
+        if self._distillation is None:
+            return value
+        distilled = self._distillation.value(queries, documents, step=step)
+        return value._replace(total=value.total + self._distillation_weight * distilled.total)
+
+
+def quality_by_dim(
+    encoder: TrainedTable, task: RetrievalTask, dims: Sequence[int]
+) -> dict[int, float]:
+    """Return nDCG@10 of every prefix of the vectors in float32."""
+    results = measure(
+        encoder, task, dims=dims, dtypes=[Dtype.FLOAT32], baselines=False, bad_rows="drop"
+    )
+    return {
+        row.dim: row.value
+        for row in results.rows
+        if row.metric == VALIDATION_METRIC and row.family == "prefix"
+    }
+
+
+def train_static_text(
+    pairs: TrainingPairs,
+    recipe: StaticRecipe,
+    *,
+    out: Path,
+    options: LoopOptions = STATIC_OPTIONS,
+    validation_share: float = 0.05,
+    overwrite: bool = False,
+    command: str | None = None,
+    progress: Progress = silent,
+    warn: Callable[[str], object] = warnings.warn,
+) -> TrainingRecord:
+    """Train a tokenizer and a table of token vectors, and write a `nest:` folder.
+
+    The folder is also a sentence-transformers model. Called again after an interruption, the
+    training goes on where it was.
+
+    Args:
+        pairs: What belongs together.
+        recipe: What is trained.
+        out: Folder for the model; checkpoints are in it until the model is written.
+        options: How it is trained.
+        validation_share: Of the pairs, held out and measured after every epoch; 0 for none.
+        overwrite: Replace a model, or checkpoints, that are there.
+        command: What was typed, for the model card.
+        progress: Told as it goes on.
+        warn: Told what a person should know.
+
+    Returns:
+        The training record, which is in the folder too.
+
+    Raises:
+        DimensionError: If a width or a weight breaks the rules.
+        DataError: If there are too few pairs.
+        TrainingError: As `fit`.
+        WriteError: If a finished model is there and `overwrite` is false, or nothing can be written.
+    """
+    kept, validation = pairs.hold_out(validation_share)
+    job = StaticTextJob(recipe, kept, validation=validation, seed=options.seed)
+    state = PartialState()
+    if state.is_main_process:
+        make_way(out, files=FOLDER_FILES, overwrite=overwrite)
+    state.wait_for_everyone()
+    record = fit(
+        job, options, checkpoint_folder=out / CHECKPOINT_FOLDER, progress=progress, warn=warn
+    )
+    if state.is_main_process:
+        save_static(
+            out,
+            job.encoder.vectors(),
+            job.tokenizer,
+            nesting_dims=recipe.nesting_dims,
+            record=record,
+            training_data=pairs.describe(),
+            command=command,
+        )
+        shutil.rmtree(out / CHECKPOINT_FOLDER)
+    return record
+
+
+def _start(
+    recipe: StaticRecipe, texts: Sequence[str], *, seed: int
+) -> tuple[Tokenizer, Float32[np.ndarray, "tokens embed_dim"]]:
+    if recipe.start == "scratch":
+        tokenizer = train_tokenizer(texts, vocabulary=recipe.vocabulary)
+        return tokenizer, start_table(tokenizer.get_vocab_size(), recipe.embed_dim, seed=seed)
+    weights, tokenizer_file = wordllama_files()
+    known = load_file(weights)["embedding.weight"].astype(np.float32)
+    if recipe.embed_dim < known.shape[1]:
+        raise DimensionError(
+            f"`embed_dim` must be at least {known.shape[1]}, the width of static:wordllama, to go on from it, got "
+            f"{recipe.embed_dim}. Its shorter prefixes are nested already."
+        )
+    table = start_table(len(known), recipe.embed_dim, seed=seed)
+    table[:, : known.shape[1]] = known
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, table
+
+
+def _join(first: Bags, second: Bags) -> Bags:
+    tokens, places = torch.unique(
+        torch.cat([first.tokens[first.places], second.tokens[second.places]]), return_inverse=True
+    )
+    offsets = torch.cat([first.offsets, second.offsets + len(first.places)])
+    return Bags(tokens, places, offsets)

@@ -1,0 +1,279 @@
+"""Fine-tune a sentence-transformers model on pairs of texts, nested, through its own Trainer."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nestling.core.dims import check_nesting_dims
+from nestling.core.files import naming_write_errors
+from nestling.core.progress import Progress, silent
+from nestling.data import Task
+from nestling.data.training_pairs import TrainingPairs
+from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
+from nestling.encode.st import SentenceTransformersEncoder
+from nestling.errors import (
+    DataError,
+    DimensionError,
+    EncoderError,
+    MissingExtraError,
+    TrainingError,
+    WriteError,
+)
+from nestling.search.folder import locked
+from nestling.train.job import LoopOptions
+from nestling.train.losses.nested_info_nce import NestedInfoNCE
+from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.model_card import write_model_card
+from nestling.train.randomness import giving_generators_back
+from nestling.train.record import TrainingRecord
+from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+
+CHECKPOINTS = "checkpoints"
+"""Below the model folder, until the model is finished."""
+SCHEME = "st:"
+
+
+def train_sentence_transformer(
+    model_uri: str,
+    pairs: TrainingPairs,
+    *,
+    dims: Sequence[int],
+    options: LoopOptions,
+    out: Path,
+    dim_weights: Sequence[float] | None = None,
+    batch_size: int = 64,
+    temperature: float = 0.05,
+    symmetric: bool = False,
+    self_distillation_weight: float = 0.0,
+    dims_per_step: int | None = None,
+    mini_batch_size: int | None = None,
+    validation: Task | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
+    warn: Callable[[str], object] = warnings.warn,
+) -> TrainingRecord:
+    """Fine-tune a model so that every prefix is a good embedding, and save it as a model folder.
+
+    `out` becomes a sentence-transformers folder that plain sentence-transformers opens, with or
+    without `truncate_dim`; its config.json says `is_matryoshka` and `matryoshka_dimensions`, and
+    `nestling.json` holds the training record. Until then checkpoints stand in `out/checkpoints`:
+    killed at any moment, the same call goes on from the last whole one, on a CPU to the same bits.
+
+    An epoch takes the pairs in an order that depends on seed and epoch alone. Pairs of one group
+    are no negatives of each other. Texts get the model's own query and document prompts. Where
+    there are more pairs than a batch holds, those left over at the end of an epoch are left out:
+    a smaller batch would be another loss.
+
+    Args:
+        model_uri: `st:<path or hub id>`.
+        pairs: What to train on; a negative is one more document for all queries of its batch,
+            and rows without one bring none.
+        dims: Ascending widths; the full one is added if it is missing.
+        options: How; the schedule is that of `fit`.
+        out: The model folder to be.
+        dim_weights: Weight of each width, 1 by default.
+        batch_size: Pairs per step and process.
+        temperature: Of `NestedInfoNCE`.
+        symmetric: See `NestedInfoNCE`.
+        self_distillation_weight: Weight of `SelfDistillation` beside it; 0 leaves it out.
+        dims_per_step: Look at this many prefixes per step; None looks at all.
+        mini_batch_size: Rows that are embedded at a time, see `SentenceTransformersLoss`.
+        validation: Measured after each epoch, at every width.
+        device: "cpu" keeps off an accelerator that is there; None takes it.
+        progress: What stands before " | " in its label does not change, the rest tells the losses.
+        warn: Told what a person should know, such as that a damaged checkpoint was passed over.
+
+    Returns:
+        The training record, which `out/nestling.json` holds, too.
+
+    Raises:
+        MissingExtraError: If datasets or sentence-transformers is not installed.
+        EncoderError: If the model does not open.
+        DimensionError: If `dims` leave the model's width or are unsorted, or `early_stop_dim` is
+            not among them.
+        DataError: If there are fewer than two pairs, or `batch_size` is below 2.
+        TrainingError: If a loss or a gradient is not finite (the last good checkpoint stays), if
+            the checkpoints there are of another run, or if early stopping has nothing to look at.
+        WriteError: If `out` holds a finished model, another process trains there, or it cannot be
+            written.
+    """
+    _need_datasets()
+    base = SentenceTransformersEncoder(_name_of(model_uri))
+    nesting_dims = check_nesting_dims(dims, base.embed_dim)
+    _check(pairs, batch_size, nesting_dims, options, has_validation=validation is not None)
+    if (out / MANIFEST_FILE).exists():
+        raise WriteError(
+            f"{out} holds a finished model and is never overwritten silently. Name another --out, or "
+            f"pass --overwrite."
+        )
+    settings = _as_json(
+        {
+            "model": model_uri,
+            "base": asdict(base.fingerprint.space),
+            "pairs": pairs.source,
+            "pairs_hash": pairs.pairs_hash,
+            "num_pairs": len(pairs.anchors),
+            "nesting_dims": nesting_dims,
+            "dim_weights": dim_weights,
+            "batch_size": batch_size,
+            "temperature": temperature,
+            "symmetric": symmetric,
+            "self_distillation_weight": self_distillation_weight,
+            "dims_per_step": dims_per_step,
+            "mini_batch_size": mini_batch_size,
+            "validation": None if validation is None else validation.name,
+        }
+    )
+    model = _open(_name_of(model_uri), device)
+    loss = SentenceTransformersLoss(
+        model,
+        NestedInfoNCE(
+            nesting_dims,
+            dim_weights,
+            temperature=temperature,
+            symmetric=symmetric,
+            dims_per_step=dims_per_step,
+            seed=options.seed,
+        ),
+        self_distillation=SelfDistillation(nesting_dims) if self_distillation_weight else None,
+        self_distillation_weight=self_distillation_weight,
+        mini_batch_size=mini_batch_size,
+    )
+    folder = out.resolve() / CHECKPOINTS
+    with naming_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), giving_generators_back(model.device), _quiet():
+        from nestling.train.sentence_transformers_run import TrainerRun
+
+        run = TrainerRun(
+            model=model,
+            loss=loss,
+            pairs=pairs,
+            options=options,
+            settings=settings,
+            folder=folder,
+            batch_size=batch_size,
+            validation=validation,
+            device=device,
+            progress=progress,
+        )
+        record = run.run(warn)
+        if run.is_main_process:
+            _export(model, out, nesting_dims, record, base=base, training_data=pairs.describe())
+            shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _need_datasets() -> None:
+    try:
+        import datasets  # noqa: F401 - the Trainer reads its data with it
+    except ImportError as error:
+        raise MissingExtraError("datasets", "train-st") from error
+
+
+def _name_of(model_uri: str) -> str:
+    if model_uri.startswith(SCHEME) and len(model_uri) > len(SCHEME):
+        return model_uri.removeprefix(SCHEME)
+    raise EncoderError(
+        f"`model` must be st:<path or hub id> to be fine-tuned, got {model_uri!r}. "
+        f"E.g. st:sentence-transformers/all-MiniLM-L6-v2."
+    )
+
+
+def _check(
+    pairs: TrainingPairs,
+    batch_size: int,
+    nesting_dims: tuple[int, ...],
+    options: LoopOptions,
+    *,
+    has_validation: bool,
+) -> None:
+    num_pairs = len(pairs.anchors)
+    if num_pairs < 2:
+        raise DataError(
+            f"`pairs` must be at least 2, as each is told from the others, got {num_pairs} from {pairs.source}. "
+            f"Name another --pairs."
+        )
+    if batch_size < 2:
+        raise DataError(
+            f"`batch_size` must be at least 2, as each pair is told from the others of its batch, "
+            f"got {batch_size}. The usual one is 64."
+        )
+    dim = options.early_stop_dim
+    if dim is None:
+        return
+    if dim not in nesting_dims:
+        raise DimensionError(
+            f"`early_stop_dim` must be one of the nesting dims {','.join(map(str, nesting_dims))}, got {dim}."
+        )
+    if not has_validation:
+        raise TrainingError(
+            f"`early_stop_dim` {dim} needs a validation value of that prefix, got none. "
+            f"Hold some data out, or train without --early-stop-dim."
+        )
+
+
+def _open(name: str, device: str | None) -> Any:
+    import sentence_transformers
+
+    with _quiet():
+        model = sentence_transformers.SentenceTransformer(name, device=device)
+    model.truncate_dim = None
+    # The model card is ours: nothing of it needs the hub, or examples worked out.
+    model.model_card_data.local_files_only = True
+    model.model_card_data.generate_widget_examples = False
+    return model
+
+
+def _export(
+    model: Any,
+    out: Path,
+    nesting_dims: tuple[int, ...],
+    record: TrainingRecord,
+    *,
+    base: SentenceTransformersEncoder,
+    training_data: str,
+) -> None:
+    """Save the model folder; `nestling.json` comes last and says that all else is there."""
+    transformer = model.transformers_model
+    if transformer is not None:
+        transformer.config.is_matryoshka = True
+        transformer.config.matryoshka_dimensions = list(nesting_dims)
+    with naming_write_errors(out):
+        model.save_pretrained(str(out), create_model_card=False)
+    manifest = NestManifest(
+        kind="sentence-transformers",
+        model=out.resolve().name,
+        embed_dim=base.embed_dim,
+        nesting_dims=nesting_dims,
+        fingerprint=SentenceTransformersEncoder(str(out)).fingerprint,
+        training=record.to_json(),
+    )
+    write_model_card(out, manifest, training_data=training_data)
+    manifest.save(out)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the bars and the chat of transformers off the terminal: `progress` is told instead."""
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data as a file would give it back, so that tuples equal lists."""
+    return json.loads(json.dumps(dict(data), allow_nan=False))

@@ -1,0 +1,455 @@
+"""Fine-tuning a sentence-transformers model: what is saved, what survives, what is refused."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from nestling.core import take_prefix
+from nestling.core.progress import silent
+from nestling.data.training_pairs import TrainingPairs
+from nestling.data.types import RetrievalTask
+from nestling.encode import open_encoder
+from nestling.encode.nest_manifest import NestManifest
+from nestling.errors import (
+    DataError,
+    DimensionError,
+    EncoderError,
+    MissingExtraError,
+    TrainingError,
+    WriteError,
+)
+from nestling.measure import measure
+from nestling.train import transformers_text
+from nestling.train.job import LoopOptions
+from nestling.train.losses.nested_info_nce import NestedInfoNCE
+from nestling.train.sentence_transformers_callbacks import FiniteCallback, RecordCallback
+from nestling.train.sentence_transformers_checkpoints import (
+    SEAL_FILE,
+    find_checkpoint,
+    seal_checkpoint,
+)
+from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.sentence_transformers_run import SeededBatches
+from tests.train.killed_fine_tuning import fine_tune
+from tests.train.tiny_bert import DIMS, load_tiny_bert, make_pairs, save_tiny_bert
+
+CHECKPOINTS = transformers_text.CHECKPOINTS
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> tuple[Path, Any]:
+    """What an undisturbed run makes, and its record."""
+    out = tmp_path_factory.mktemp("undisturbed") / "tiny-nested"
+    return out, fine_tune(base, out)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def held_out() -> RetrievalTask:
+    _, task = make_pairs(512).hold_out(0.2)
+    assert task is not None
+    return task
+
+
+# --- What is saved -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_plain_sentence_transformers_cuts_it_to_nestlings_prefix(dim, trained):
+    out, _ = trained
+    texts = ["the cat eats bread at home", "a pilot", ""]
+    model = SentenceTransformer(str(out), truncate_dim=dim, device="cpu")
+    theirs = model.encode(texts, normalize_embeddings=True)
+    full = open_encoder(f"st:{out}").encode(texts, role="document")
+    np.testing.assert_allclose(theirs, take_prefix(full, dim, renormalize=True), atol=1e-6)
+
+
+def test_the_folder_says_what_it_is(trained):
+    out, record = trained
+    config = json.loads((out / "config.json").read_text())
+    assert config["is_matryoshka"] is True
+    assert config["matryoshka_dimensions"] == list(DIMS)
+    encoder = open_encoder(f"st:{out}")
+    assert encoder.nesting_dims == DIMS
+    manifest = NestManifest.load(out)
+    assert manifest.kind == "sentence-transformers"
+    assert manifest.nesting_dims == DIMS
+    assert manifest.fingerprint == encoder.fingerprint
+    assert manifest.training == json.loads(json.dumps(record.to_json()))
+    card = (out / "README.md").read_text()
+    assert "library_name: sentence-transformers" in card
+    assert "tiny sentences" in card
+    assert "SentenceTransformer(" in card
+    assert not (out / CHECKPOINTS).exists()
+
+
+def test_the_record_tells_the_run(trained):
+    _, record = trained
+    assert (record.num_steps, record.num_resumes, record.stopped_early) == (30, 0, False)
+    assert [epoch.epoch for epoch in record.epochs] == [1, 2, 3]
+    assert record.epochs[-1].loss < record.epochs[0].loss
+    assert all(loss is not None for loss in record.epochs[0].loss_by_dim.values())
+    assert record.settings["dims_per_step"] == 2
+    assert record.settings["base"]["model"] == "tiny_bert"
+    assert record.environment["num_threads"] == 1
+
+
+def test_the_callers_generators_are_left_alone(base, tmp_path):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - the global one is what must be left alone
+    before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    fine_tune(base, tmp_path / "out", options={"num_epochs": 1})
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_nothing_is_said_but_through_progress(base, tmp_path, capfd):
+    labels: list[tuple[str, int, int]] = []
+    fine_tune(base, tmp_path / "out", progress=lambda *said: labels.append(said))
+    assert capfd.readouterr() == ("", "")
+    assert labels[0][0].startswith("train | epoch 1/3 loss ")
+    assert labels[-1][0].startswith("train | 3 of 3 epochs, loss ")
+    assert labels[-1][1:] == (30, 30)
+
+
+def test_every_option_trains(base, tmp_path):
+    record = fine_tune(
+        base,
+        tmp_path / "out",
+        symmetric=True,
+        self_distillation_weight=0.5,
+        dims_per_step=None,
+        dim_weights=[2, 1, 1],
+        mini_batch_size=16,
+        options={"precision": "bfloat16", "max_grad_norm": 1.0, "schedule": "cosine"},
+    )
+    assert record.epochs[-1].loss < record.epochs[0].loss
+
+
+def test_another_seed_is_another_model(base, trained, tmp_path):
+    fine_tune(base, tmp_path / "out", options={"seed": 2, "num_epochs": 1})
+    out, _ = trained
+    assert any(
+        not torch.equal(row, weights(out)[name]) for name, row in weights(tmp_path / "out").items()
+    )
+
+
+def test_rows_without_a_negative_bring_none(base, tmp_path):
+    pairs = make_pairs(96)
+    nothing = ["" for _ in pairs.anchors]
+    some = ["the dog sleeps" if row % 3 else "" for row in range(len(pairs))]
+    for name, negatives in (("none", None), ("empty", nothing), ("some", some)):
+        changed = TrainingPairs(
+            anchors=pairs.anchors,
+            positives=pairs.positives,
+            negatives=negatives,
+            groups=pairs.groups,
+            source="tiny",
+        )
+        fine_tune(base, tmp_path / name, pairs=changed, options={"num_epochs": 1})
+    assert_same_bits(tmp_path / "none", tmp_path / "empty")
+    one, other = weights(tmp_path / "none"), weights(tmp_path / "some")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_models_prompts_are_trained_with(base, tmp_path):
+    model = load_tiny_bert(base)
+    model.prompts = {"query": "find ", "document": "text "}
+    model.save_pretrained(str(tmp_path / "prompted"), create_model_card=False)
+    pairs = make_pairs(64)
+    written_out = TrainingPairs(
+        anchors=[f"find {text}" for text in pairs.anchors],
+        positives=[f"text {text}" for text in pairs.positives],
+        negatives=None,
+        groups=pairs.groups,
+        source="tiny",
+    )
+    fine_tune(tmp_path / "prompted", tmp_path / "one", pairs=pairs, options={"num_epochs": 1})
+    fine_tune(base, tmp_path / "two", pairs=written_out, options={"num_epochs": 1})
+    assert_same_bits(tmp_path / "one", tmp_path / "two")
+
+
+def test_batches_follow_from_seed_and_epoch():
+    def batches(epoch: int, seed: int = 0) -> list[list[int]]:
+        sampler = SeededBatches(range(10), 4, False, seed=seed)
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler)
+        return list(sampler)
+
+    assert [len(batch) for batch in batches(0)] == [4, 4]
+    assert batches(1) == batches(1)
+    assert len({str(batches(0)), str(batches(1)), str(batches(0, seed=1))}) == 3
+    rows = [row for batch in batches(0) for row in batch]
+    assert len(set(rows)) == 8
+    assert [len(batch) for batch in SeededBatches(range(3), 4, False)] == [3]
+
+
+# --- What survives -------------------------------------------------------------------------------
+
+
+def test_killed_it_goes_on_to_the_same_bits(base, trained, tmp_path):
+    """And so it does when its newest checkpoint is half-written."""
+    out, record = trained
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.train.killed_fine_tuning", str(base), str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert child.stdout is not None
+    with child:
+        assert any(int(line) == 14 for line in child.stdout)
+        os.kill(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    newest = max(
+        (tmp_path / "out" / CHECKPOINTS).glob("checkpoint-*"),
+        key=lambda path: int(path.name.split("-")[1]),
+    )
+    (newest / "optimizer.pt").write_bytes(b"")
+    said: list[str] = []
+    resumed = fine_tune(base, tmp_path / "out", warn=said.append)
+    assert len(said) == 1
+    assert said[0].startswith(f"passed over the half-written or damaged checkpoint {newest}, and")
+    assert_same_bits(tmp_path / "out", out)
+    assert resumed.num_resumes == 1
+    for mine, expected in zip(resumed.epochs, record.epochs, strict=True):
+        assert (mine.loss, mine.loss_by_dim) == (expected.loss, expected.loss_by_dim)
+
+
+def make_checkpoint(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "1_Pooling").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "1_Pooling" / "config.json").write_text("{}")
+    seal_checkpoint(checkpoint, {"dims": [4, 8]}, {"step": step})
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / SEAL_FILE).unlink(),
+        lambda path: (path / SEAL_FILE).write_text("{"),
+        lambda path: (path / SEAL_FILE).write_text(
+            (path / SEAL_FILE).read_text().replace("4", "5")
+        ),
+        lambda path: (path / "model.safetensors").write_bytes(b"weight"),
+        lambda path: (path / "model.safetensors").write_bytes(b"Weights"),
+        lambda path: (path / "1_Pooling" / "config.json").unlink(),
+    ],
+)
+def test_a_half_written_checkpoint_is_passed_over(damage, tmp_path):
+    good, bad = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    said: list[str] = []
+    found = find_checkpoint(tmp_path, {"dims": [4, 8]}, said.append)
+    assert found is not None
+    assert (found.path, found.progress, said) == (bad, {"step": 10}, [])
+    damage(bad)
+    found = find_checkpoint(tmp_path, {"dims": [4, 8]}, said.append)
+    assert found is not None
+    assert (found.path, found.progress) == (good, {"step": 9})
+    assert "the training goes on from the one before it" in said[0]
+    assert not bad.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    """E.g. of a rigid one, which is not to be resumed as nested."""
+    path = make_checkpoint(tmp_path, 9)
+    with pytest.raises(
+        TrainingError,
+        match=rf"^a training is continued .* checkpoint {path} .* differ in dims \[4, 8\] against \[8\]; "
+        rf"seed None against 0. Give the same settings, name another --out, or start over",
+    ):
+        find_checkpoint(tmp_path, {"dims": [8], "seed": 0}, print)
+
+
+def interrupt(at_step: int) -> Any:
+    def progress(label: str, done: int, total: int) -> None:
+        if done >= at_step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_a_rigid_run_is_not_continued_as_a_nested_one(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "nestling.train.sentence_transformers_callbacks.SECONDS_BETWEEN_REPORTS", 0.0
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(base, tmp_path / "out", dims=(16,), dims_per_step=None, progress=interrupt(3))
+    with pytest.raises(TrainingError, match=r"nesting_dims \[16\] against \[4, 8, 16\]"):
+        fine_tune(base, tmp_path / "out", dims_per_step=None)
+
+
+def test_a_run_that_stopped_before_it_was_saved_is_only_saved(base, trained, tmp_path, monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise WriteError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers_text, "write_model_card", fail)
+        with pytest.raises(WriteError):
+            fine_tune(base, tmp_path / "out")
+    assert not (tmp_path / "out" / "nestling.json").exists()
+    record = fine_tune(base, tmp_path / "out")
+    assert record.num_resumes == 0
+    assert_same_bits(tmp_path / "out", trained[0])
+
+
+# --- When it stops -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def poisoned(base, tmp_path_factory) -> Path:
+    """A model that knows a word whose vector is not a number."""
+    folder = save_tiny_bert(tmp_path_factory.mktemp("poisoned"), dropout=0.0)
+    stored = weights(folder)
+    word = SentenceTransformer(str(folder)).tokenizer.convert_tokens_to_ids("sleeps")
+    stored["embeddings.word_embeddings.weight"][word] = math.nan
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_loss_that_is_no_number_stops_the_run(poisoned, tmp_path):
+    """One negative speaks the word: the run stops at the batch that holds it."""
+    pairs = make_pairs(330)
+    order = np.random.default_rng([1, 0]).permutation(330)
+    negatives = ["" for _ in pairs.anchors]
+    negatives[order[4 * 32 + 7]] = "the dog sleeps"
+    changed = TrainingPairs(
+        anchors=pairs.anchors,
+        positives=pairs.positives,
+        negatives=negatives,
+        groups=pairs.groups,
+        source="tiny",
+    )
+    last = tmp_path / "out" / CHECKPOINTS / "checkpoint-4"
+    with pytest.raises(
+        TrainingError,
+        match=rf"^the loss became nan at step 5 at prefix 4, 8, 16; the training stopped before that step "
+        rf"changed the weights. The last good checkpoint is kept: {last}. Lower --learning-rate",
+    ):
+        fine_tune(poisoned, tmp_path / "out", pairs=changed, dims_per_step=None)
+    kept = load_file(last / "model.safetensors")
+    finite = [row.isfinite().all() for name, row in kept.items() if "word_emb" not in name]
+    assert all(finite)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(base, tmp_path):
+    model = load_tiny_bert(base)
+    parameter = next(iter(model.parameters()))
+    parameter.grad = torch.full_like(parameter, math.inf)
+    callback = FiniteCallback(SentenceTransformersLoss(model, NestedInfoNCE(DIMS)))
+    args, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=6)
+    with pytest.raises(
+        TrainingError,
+        match=r"^the norm of the gradients became inf at step 7; .* No checkpoint has",
+    ):
+        callback.on_pre_optimizer_step(args, state, None, model=model)
+
+
+def test_early_stopping_keeps_the_best_epoch(base, tmp_path):
+    """A rate this high makes a model worse from some epoch on."""
+    task = held_out()
+    options = {"num_epochs": 12, "learning_rate": 0.1, "early_stop_dim": 8, "patience": 2}
+    record = fine_tune(base, tmp_path / "out", validation=task, options=options)
+    values = [epoch.validation_by_dim[8] for epoch in record.epochs]
+    assert record.stopped_early
+    assert record.best_epoch == 1 + values.index(max(values))
+    assert len(record.epochs) == record.best_epoch + 2
+    assert values[-1] < max(values) - 0.02
+    results = measure(open_encoder(f"st:{tmp_path / 'out'}"), task, dims=DIMS)
+    measured = {
+        row.dim: row.value
+        for row in results.rows
+        if (row.family, row.dtype, row.metric) == ("prefix", "float32", results.main_metric)
+    }
+    # Texts of a model this bad are nearly alike: rounding decides between some of them.
+    assert measured == pytest.approx(record.kept_epoch.validation_by_dim, abs=5e-3)
+
+
+def test_a_validation_value_that_is_no_number_stops_the_run(base, tmp_path):
+    loss = SentenceTransformersLoss(load_tiny_bert(base), NestedInfoNCE(DIMS))
+    record = RecordCallback(loss, LoopOptions(num_epochs=1, learning_rate=1.0), silent)
+    metrics = {"eval_dim_4": 0.5, "eval_dim_8": math.nan, "eval_dim_16": 0.5}
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    with pytest.raises(
+        TrainingError, match=r"^validation values must be finite, got \{4: 0.5, 8: nan"
+    ):
+        record.on_evaluate(args, None, SimpleNamespace(), metrics=metrics)
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dims": (4, 32)}, DimensionError, r"`dim` must lie in \[1, 16\] .* got 32"),
+        ({"dims": (8, 4)}, DimensionError, r"`dims` must ascend without repeats, got 8,4"),
+        ({"dim_weights": [1.0]}, DimensionError, r"`dim_weights` must be one per nesting dim"),
+        ({"batch_size": 1}, DataError, r"`batch_size` must be at least 2, .* got 1. The usual"),
+        ({"pairs": make_pairs(1)}, DataError, r"`pairs` must be at least 2, .* got 1 from tiny"),
+        (
+            {"options": {"early_stop_dim": 5}},
+            DimensionError,
+            r"`early_stop_dim` must be one of the nesting dims 4,8,16, got 5.",
+        ),
+        (
+            {"options": {"early_stop_dim": 8}},
+            TrainingError,
+            r"`early_stop_dim` 8 needs a validation value of that prefix, got none. Hold some",
+        ),
+    ],
+)
+def test_bad_input_is_named(changes, error, message, base, tmp_path):
+    with pytest.raises(error, match=message):
+        fine_tune(base, tmp_path / "out", **changes)
+    assert not (tmp_path / "out" / "nestling.json").exists()
+
+
+def test_only_sentence_transformers_models_are_fine_tuned(tmp_path):
+    options = LoopOptions(num_epochs=1, learning_rate=1.0)
+    for uri in ("static:wordllama", "st:"):
+        with pytest.raises(
+            EncoderError, match=rf"`model` must be st:<path or hub id> .* got '{uri}'"
+        ):
+            transformers_text.train_sentence_transformer(
+                uri, make_pairs(4), dims=DIMS, options=options, out=tmp_path
+            )
+
+
+def test_a_finished_model_is_not_overwritten(base, trained):
+    out, _ = trained
+    with pytest.raises(WriteError, match=rf"^{out} holds a finished model .* --overwrite"):
+        fine_tune(base, out)
+
+
+def test_a_missing_extra_says_what_to_install(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"`datasets`.*pip install 'nestling\[train-st\]'"):
+        fine_tune(base, tmp_path / "out")
