@@ -20,7 +20,7 @@ class Drawn(np.random.Generator):
         super().__init__(np.random.PCG64(0))
         self.draws = draws
 
-    def uniform(self, low, high, size):
+    def uniform(self, low, high, size):  # type: ignore[override]
         return np.tile(np.array(self.draws)[:, None], size[1])
 
 

@@ -93,7 +93,7 @@ def naive(
     """The slow twin: total and losses by width."""
     losses = [one_prefix(queries[:, :dim], documents[:, :dim], **options) for dim in dims]
     total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
-    return total, torch.stack(losses).detach()  # type: ignore[return-value]
+    return total, torch.stack(losses).detach()
 
 
 def gradients(total: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -199,7 +199,9 @@ def test_float32(symmetric, temperature):
     doubles = [rows.detach().double().requires_grad_() for rows in (queries, documents)]
     loss = NestedInfoNCE(dims, temperature=temperature, symmetric=symmetric, block_rows=40)
     value = loss.value(queries, documents)
-    total, by_dim = naive(*doubles, dims, (1,) * 4, temperature=temperature, symmetric=symmetric)
+    total, by_dim = naive(
+        doubles[0], doubles[1], dims, (1,) * 4, temperature=temperature, symmetric=symmetric
+    )
     assert value.total.dtype == torch.float32
     torch.testing.assert_close(value.total.double(), total, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(value.by_dim.double(), by_dim, rtol=1e-5, atol=1e-5)
@@ -357,7 +359,7 @@ def test_without_gradients_only_the_value():
 @pytest.mark.parametrize("side", [0, 1])
 def test_one_side_alone(side):
     inputs = list(make_batch())
-    expected = gradients(naive(*inputs, DIMS, WEIGHTS)[0], inputs[side])[0]
+    expected = gradients(naive(inputs[0], inputs[1], DIMS, WEIGHTS)[0], inputs[side])[0]
     inputs[1 - side] = inputs[1 - side].detach()
     ours = gradients(NestedInfoNCE(DIMS, WEIGHTS)(*inputs), inputs[side])[0]
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
@@ -369,10 +371,9 @@ def test_scaled_and_twice():
     once = torch.autograd.grad(total, queries, retain_graph=True)[0]
     scaled = torch.autograd.grad(total * 3, queries, retain_graph=True)[0]
     torch.testing.assert_close(scaled, once * 3)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(
-            torch.autograd.grad(total, queries, create_graph=True)[0].sum(), queries
-        )
+    slope = torch.autograd.grad(total**2, queries, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # rather than a wrong number
+        slope.sum().backward()
 
 
 def test_sampled_dims():
@@ -451,21 +452,10 @@ def peak_bytes(loss: Any, queries: Tensor, documents: Tensor) -> int:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_memory_does_not_grow_with_the_number_of_prefixes(symmetric, monkeypatch):
     monkeypatch.setattr(_info_nce_kernel, "BLOCK_BYTES", {"cpu": 1 << 19})
-    queries, documents = make_batch(256, 512, 32, torch.float32)
-    few, many = (tuple(range(32 // count, 33, 32 // count)) for count in (8, 32))
+    queries, documents = make_batch(256, 512, 2048, torch.float32)
+    few, many = (tuple(range(2048 // count, 2049, 2048 // count)) for count in (8, 32))
     losses = [NestedInfoNCE(dims, symmetric=symmetric) for dims in (few, many)]
     of_few, of_many = (peak_bytes(loss, queries, documents) for loss in losses)
     assert of_many < 1.1 * of_few
-    logits_bytes = 256 * 512 * 4
-    assert of_many < 3 * logits_bytes
-    of_loop = peak_bytes(lambda *inputs: naive_without_masks(*inputs, few), queries, documents)
-    assert of_loop > 8 * logits_bytes
-
-
-def naive_without_masks(queries: Tensor, documents: Tensor, dims: tuple[int, ...]) -> Tensor:
-    targets = torch.arange(len(queries))
-    total = torch.zeros(())
-    for dim in dims:
-        unit = [functional.normalize(rows[:, :dim], dim=1) for rows in (queries, documents)]
-        total = total + functional.cross_entropy(unit[0] @ unit[1].T / 0.05, targets)
-    return total
+    in_one_block = NestedInfoNCE(many, symmetric=symmetric, block_rows=256)
+    assert peak_bytes(in_one_block, queries, documents) > 1.5 * of_many, "the measure is blind"

@@ -86,6 +86,12 @@ def test_means_run_over_the_steps_that_looked_and_go_on_through_json(before, aft
     assert again.has_skipped_dims == has_gaps
 
 
+def test_the_first_the_middle_and_the_last_prefix_are_shown():
+    running = RunningLoss(4)
+    running.add(3.25, np.array([2.0, 1.0, 1.2345, math.nan]))
+    assert running.describe((8, 16, 32, 64)) == "loss 3.25 (8: 2, 32: 1.23)"
+
+
 def factors(num_steps: int, **changes) -> list[float]:
     options = LoopOptions(num_epochs=1, learning_rate=1.0, **changes)
     return [rate_factor(step, num_steps, options) for step in range(num_steps)]

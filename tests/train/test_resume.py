@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from nestling.train.loop import fit
 from tests.train.toy_job import ToyJob, make_options, numbers_of, weights_of
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 NUM_STEPS = 28
 NUM_RANDOM_KILLS = 10
 
@@ -134,13 +136,10 @@ class Interruption(BaseException):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def uninterrupted(on_cpu, tmp_path_factory):
     job = ToyJob()
     record = fit(job, make_options(), checkpoint_folder=tmp_path_factory.mktemp("whole") / "run")
-    yield weights_of(job), numbers_of(record)
-    torch.set_num_threads(before)
+    return weights_of(job), numbers_of(record)
 
 
 @settings(max_examples=8)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from nestling.measure import measure
 from nestling.train import transformers_text
 from nestling.train.job import LoopOptions
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
+from nestling.train.model_folder import CHECKPOINT_FOLDER
 from nestling.train.sentence_transformers_callbacks import FiniteCallback, RecordCallback
 from nestling.train.sentence_transformers_checkpoints import (
     SEAL_FILE,
@@ -44,8 +46,6 @@ from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
 from nestling.train.sentence_transformers_run import SeededBatches
 from tests.train.killed_fine_tuning import fine_tune
 from tests.train.tiny_bert import DIMS, load_tiny_bert, make_pairs, save_tiny_bert
-
-CHECKPOINTS = transformers_text.CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_folder_says_what_it_is(trained):
     assert "library_name: sentence-transformers" in card
     assert "tiny sentences" in card
     assert "SentenceTransformer(" in card
-    assert not (out / CHECKPOINTS).exists()
+    assert not (out / CHECKPOINT_FOLDER).exists()
 
 
 def test_the_record_tells_the_run(trained):
@@ -121,11 +121,11 @@ def test_the_record_tells_the_run(trained):
 
 def test_the_callers_generators_are_left_alone(base, tmp_path):
     torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002 - the global one is what must be left alone
-    before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    random.seed(5)
+    before = torch.get_rng_state(), random.getstate()
     fine_tune(base, tmp_path / "out", options={"num_epochs": 1})
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert random.getstate() == before[1]
 
 
 def test_nothing_is_said_but_through_progress(base, tmp_path, capfd):
@@ -144,7 +144,7 @@ def test_every_option_trains(base, tmp_path):
         symmetric=True,
         self_distillation_weight=0.5,
         dims_per_step=None,
-        dim_weights=[2, 1, 1],
+        dim_weights=[2.0, 1.0, 1.0],
         mini_batch_size=16,
         options={"precision": "bfloat16", "max_grad_norm": 1.0, "schedule": "cosine"},
     )
@@ -227,7 +227,7 @@ def test_killed_it_goes_on_to_the_same_bits(base, trained, tmp_path):
         os.kill(child.pid, signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     newest = max(
-        (tmp_path / "out" / CHECKPOINTS).glob("checkpoint-*"),
+        (tmp_path / "out" / CHECKPOINT_FOLDER).glob("checkpoint-*"),
         key=lambda path: int(path.name.split("-")[1]),
     )
     (newest / "optimizer.pt").write_bytes(b"")
@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number_stops_the_run(poisoned, tmp_path):
         groups=pairs.groups,
         source="tiny",
     )
-    last = tmp_path / "out" / CHECKPOINTS / "checkpoint-4"
+    last = tmp_path / "out" / CHECKPOINT_FOLDER / "checkpoint-4"
     with pytest.raises(
         TrainingError,
         match=rf"^the loss became nan at step 5 at prefix 4, 8, 16; the training stopped before that step "
@@ -447,6 +447,14 @@ def test_a_finished_model_is_not_overwritten(base, trained):
     out, _ = trained
     with pytest.raises(WriteError, match=rf"^{out} holds a finished model .* --overwrite"):
         fine_tune(base, out)
+
+
+def test_a_finished_model_is_overwritten_if_asked_to(base, tmp_path):
+    out = tmp_path / "out"
+    for seed in (0, 0, 1):
+        fine_tune(base, out, overwrite=True, options={"num_epochs": 1, "seed": seed}, dims=None)
+        assert NestManifest.load(out).training["options"]["seed"] == seed
+    assert open_encoder(f"nest:{out}").nesting_dims == (8, 16)
 
 
 def test_a_missing_extra_says_what_to_install(base, tmp_path, monkeypatch):

@@ -9,7 +9,14 @@ import click
 from rich.table import Table
 
 from nestling.cli.inputs import command_line
-from nestling.cli.options import IntList, OutputPath, debug_option, json_option, overwrite_option
+from nestling.cli.options import (
+    FloatList,
+    IntList,
+    OutputPath,
+    debug_option,
+    json_option,
+    overwrite_option,
+)
 from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import default_nesting_dims
 from nestling.data import ClassificationTask, open_task
@@ -18,28 +25,6 @@ from nestling.errors import DataError, MissingExtraError
 DEFAULT_EMBED_DIM = 128
 LOOP_CHOICES = ("learning_rate", "seed", "early_stop_dim", "patience", "precision")
 """Options that are fields of `LoopOptions` by the same name."""
-
-
-class FloatList(click.ParamType[tuple[float, ...]]):
-    """Numbers, comma-separated."""
-
-    name = "X,X,..."
-
-    def convert(
-        self,
-        value: str | tuple[float, ...],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[float, ...]:
-        """Parse "4,2,1,1"."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(
-                f"needs numbers separated by commas, like 4,2,1,1, got {value!r}.", param, ctx
-            )
 
 
 @click.command(

@@ -143,7 +143,7 @@ def pair_tables(
     going = np.flatnonzero(exits >= first)
     # With nothing behind `second`, what lies there is never read.
     behind = min(second + 1, len(levels) - 1)
-    later = stops[behind:, going].argmax(axis=0)
+    later = behind + stops[behind:, going].argmax(axis=0)
     codes = grid.codes[first, going], grid.codes[second, going]
     right = grid.correct[:, going]
     correct = grid.correct[exits[before], before].sum() + _sum_up(

@@ -1,7 +1,6 @@
 """A trained image classifier as a folder: weights, an ONNX graph, and what they are."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nestling.core.files import read_json, seal, unseal, write_atomically, write_json
-from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
-from nestling.encode.onnx import GRAPH_FILE, OnnxEncoder
+from nestling.encode.nest_manifest import NestManifest
+from nestling.encode.onnx import GRAPH_FILE
 from nestling.errors import FormatError, MissingExtraError, TrainingError
 from nestling.train.model_card import CARD_FILE, Quality, write_model_card
+from nestling.train.model_folder import stamp
 from nestling.train.models.classifier import NestedClassifier
 from nestling.train.models.nested_head import NestedHead
 from nestling.train.models.resnet import ResNetShape, SmallResNet
@@ -25,8 +25,8 @@ from nestling.train.record import TrainingRecord
 WEIGHTS_FILE = "model.safetensors"
 CLASSIFIER_FILE = "classifier.json"
 CLASSIFIER_VERSION = 1
-FOLDER_FILES = (MANIFEST_FILE, WEIGHTS_FILE, GRAPH_FILE, CLASSIFIER_FILE, CARD_FILE)
-"""What a model folder holds; the first is written last."""
+FOLDER_FILES = (WEIGHTS_FILE, GRAPH_FILE, CLASSIFIER_FILE, CARD_FILE)
+"""What a model folder holds beside its manifest, which is written last."""
 
 OPSET = 17
 IR_VERSION = 9
@@ -95,11 +95,7 @@ def save_classifier(
         nesting_dims=classifier.nesting_dims,
         training=record.to_json(),
     )
-    manifest.save(folder)
-    # The fingerprint is that of what reads the folder, so it can only be taken from there.
-    fingerprint = OnnxEncoder(str(folder)).fingerprint
-    origin = {"model": f"nest:{folder.resolve()}"}
-    manifest = replace(manifest, fingerprint=replace(fingerprint, origin=origin))
+    manifest = stamp(folder, manifest)
     write_model_card(
         folder, manifest, quality=quality, training_data=training_data, command=command
     )

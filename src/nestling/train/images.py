@@ -18,8 +18,7 @@ from nestling.core import check_nesting_dims
 from nestling.core.progress import Progress, silent
 from nestling.data import ClassificationTask, Images
 from nestling.data.splits import unit_hash
-from nestling.encode.nest_manifest import MANIFEST_FILE
-from nestling.errors import DataError, TrainingError, WriteError
+from nestling.errors import DataError, TrainingError
 from nestling.measure.classification import check_classes
 from nestling.train.augmentation import Augmentation, augment
 from nestling.train.export import FOLDER_FILES, import_onnx, save_classifier
@@ -28,12 +27,11 @@ from nestling.train.loop import fit
 from nestling.train.losses import LossValue
 from nestling.train.losses.nested_cross_entropy import NestedCrossEntropy
 from nestling.train.model_card import Quality
+from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way
 from nestling.train.models.classifier import NestedClassifier, as_tensor
 from nestling.train.models.nested_head import NestedHead
 from nestling.train.models.resnet import ResNetShape, SmallResNet
 from nestling.train.record import TrainingRecord
-
-CHECKPOINT_FOLDER = "checkpoints"
 
 HEAD_RATE_FACTOR = 10.0
 """The head learns faster than the backbone: logits from few coordinates need large weights. With one
@@ -336,9 +334,9 @@ def train_images(
     )
     job = ImageJob(classifier, split.train, split.validation, recipe=recipe, seed=options.seed)
     state = PartialState()
-    with state.main_process_first():
-        if state.is_main_process:
-            _make_way(out, overwrite=overwrite)
+    if state.is_main_process:
+        make_way(out, files=FOLDER_FILES, overwrite=overwrite)
+    state.wait_for_everyone()
     record = fit(
         job, options, checkpoint_folder=out / CHECKPOINT_FOLDER, progress=progress, warn=warn
     )
@@ -358,16 +356,3 @@ def train_images(
         )
         shutil.rmtree(out / CHECKPOINT_FOLDER)
     return record
-
-
-def _make_way(out: Path, *, overwrite: bool) -> None:
-    """Refuse a finished model, or remove it; never anything that is not a model's."""
-    if overwrite:
-        # The manifest first: without it, what is left is no model.
-        for name in FOLDER_FILES:
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / CHECKPOINT_FOLDER, ignore_errors=True)
-    elif (out / MANIFEST_FILE).exists():
-        raise WriteError(
-            f"{out} holds a finished model and is never overwritten silently. Pass --overwrite or another --out."
-        )

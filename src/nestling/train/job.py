@@ -76,7 +76,7 @@ class TrainingJob(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """All parameters. `module(batch, step)` returns a `LossValue`."""
+        """All parameters. `module(batch, step)` returns a `LossValue`; steps count from 0 over all epochs."""
 
     @property
     def nesting_dims(self) -> tuple[int, ...]:
@@ -84,14 +84,17 @@ class TrainingJob(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """JSON that must be equal for a checkpoint to be continued: data hash, dims, batch size ..."""
+        """JSON that must be equal for a checkpoint to be continued: data hash, batch size ..."""
 
     @property
     def num_batches(self) -> int:
         """Batches of an epoch; each is one optimiser step on one device."""
 
     def batch(self, epoch: int, index: int) -> Any:
-        """Return a batch of tensors (in tuples, lists or dicts), the same whenever it is asked for."""
+        """Return a batch of tensors (in tuples, lists or dicts), the same whenever it is asked for.
+
+        The next one is asked for while the step before it is still under way.
+        """
 
     def make_optimizer(self, learning_rate: float) -> optim.Optimizer:
         """Return the optimiser over the parameters of `module`."""

@@ -1,6 +1,5 @@
 """Train any job: one loop, on one device or many, that can be killed and goes on to the same bits."""
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -26,7 +24,6 @@ from nestling.core.dims import check_nesting_dims
 from nestling.core.files import naming_write_errors
 from nestling.core.progress import Progress, silent
 from nestling.errors import DimensionError, TrainingError
-from nestling.measure.environment import describe_environment
 from nestling.search.folder import locked
 from nestling.train.checkpoints import Checkpoint, Checkpoints
 from nestling.train.job import LoopOptions, TrainingJob
@@ -39,11 +36,15 @@ from nestling.train.randomness import (
 )
 from nestling.train.record import EpochRecord, RunningLoss, TrainingRecord, find_best_epoch
 from nestling.train.schedule import rate_factor
+from nestling.train.settings import (
+    as_json,
+    changed_facts,
+    check_same_settings,
+    continuation_settings,
+    describe_machine,
+)
 
 SECONDS_BETWEEN_REPORTS = 0.25
-
-# Facts about the machine which may change the last bits of a result.
-_BIT_FACTS = ("torch", "device", "cpu", "num_threads")
 
 
 def fit(
@@ -120,7 +121,8 @@ class _Loop:
         self.running = RunningLoss(len(job.nesting_dims))
         self.epochs: list[EpochRecord] = []
         self.num_resumes = 0
-        self.environment = _describe(accelerator, options)
+        self.environment = describe_machine(accelerator, options)
+        self.settings = continuation_settings(job, options, accelerator.num_processes)
         self.clock_s = self.written_s = time.perf_counter()
         self.reported_s = 0.0
 
@@ -138,26 +140,20 @@ class _Loop:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        _check_settings(state["settings"], self._settings, checkpoint.path)
+        check_same_settings(state["settings"], self.settings, checkpoint.path)
         checkpoint.load_into(self.job.module, self.optimizer)
         set_generators(state["generators"][self.accelerator.process_index], self.accelerator.device)
         self.step = checkpoint.step
         self.running = RunningLoss.from_json(state["running"])
         self.epochs = [EpochRecord.from_json(epoch) for epoch in state["epochs"]]
         self.num_resumes = state["num_resumes"]
-        before = state["environment"]
         if self._is_finished:
-            self.environment = before
+            self.environment = state["environment"]
             return
         self.num_resumes += 1
-        changed = [
-            f"{fact} {before[fact]} against {self.environment[fact]}"
-            for fact in _BIT_FACTS
-            if before[fact] != self.environment[fact]
-        ]
-        if changed:
+        if changed := changed_facts(state["environment"], self.environment):
             self.warn(
-                f"the training goes on with {', '.join(changed)}: the result may differ in its last digits"
+                f"the training goes on with {changed}: the result may differ in its last digits"
             )
 
     def _train_epoch(self) -> None:
@@ -218,7 +214,7 @@ class _Loop:
             ]
         )
         everyone = self.accelerator.gather(numbers[None])
-        return everyone.double().cpu().numpy().mean(axis=0)
+        return everyone.cpu().double().numpy().mean(axis=0)
 
     def _check_finite(
         self, total: float, norm: float, by_dim: Float64[np.ndarray, " dims"]
@@ -243,9 +239,7 @@ class _Loop:
         )
 
     def _end_epoch(self) -> None:
-        self.progress(
-            f"train | {self._describe_losses()} validating", self.step, self.num_steps + 1
-        )
+        self.progress(f"{self._label()} validating", self.step, self.num_steps + 1)
         validation = self._validate()
         self._lap()
         self.epochs.append(
@@ -293,19 +287,6 @@ class _Loop:
         is_stopped = best is not None and len(self.epochs) - best >= self.options.patience
         return is_stopped or len(self.epochs) == self.options.num_epochs
 
-    @property
-    def _settings(self) -> dict[str, dict[str, Any]]:
-        """What must be equal for a checkpoint to be continued."""
-        options = asdict(self.options)
-        del options["checkpoint_every_s"]  # changes no number
-        loop = {
-            **options,
-            "nesting_dims": self.job.nesting_dims,
-            "num_batches": self.job.num_batches,
-            "num_processes": self.accelerator.num_processes,
-        }
-        return {"job": _as_json(self.job.settings), "loop": _as_json(loop)}
-
     def _write_checkpoint(self) -> None:
         generators = gather_object([read_generators(self.accelerator.device)])
         self._lap()
@@ -316,7 +297,7 @@ class _Loop:
                 module=self.job.module,
                 optimizer=self.optimizer,
                 state={
-                    "settings": self._settings,
+                    "settings": self.settings,
                     "best_step": best and best * self.steps_per_epoch,
                     "running": self.running.to_json(),
                     "epochs": [epoch.to_json() for epoch in self.epochs],
@@ -336,19 +317,11 @@ class _Loop:
         now_s = time.perf_counter()
         if now_s - self.reported_s >= SECONDS_BETWEEN_REPORTS:
             self.reported_s = now_s
-            self.progress(f"train | {self._describe_losses()}", self.step, self.num_steps + 1)
+            self.progress(self._label(), self.step, self.num_steps + 1)
 
-    def _describe_losses(self) -> str:
-        """Return epoch, mean loss, and the losses of the first, the middle and the last prefix."""
-        by_dim = list(zip(self.job.nesting_dims, self.running.mean_by_dim, strict=True))
-        shown = sorted({0, len(by_dim) // 2, len(by_dim) - 1})
-        losses = ", ".join(
-            f"{dim}: {loss:.3g}"
-            for dim, loss in (by_dim[place] for place in shown)
-            if loss is not None
-        )
+    def _label(self) -> str:
         epoch = f"epoch {len(self.epochs) + 1}/{self.options.num_epochs}"
-        return f"{epoch} loss {self.running.mean:.3g} ({losses})"
+        return f"train | {epoch} {self.running.describe(self.job.nesting_dims)}"
 
     def _finish(self) -> TrainingRecord:
         best = self._best_epoch
@@ -361,7 +334,7 @@ class _Loop:
         label = f"train | {last.epoch} of {self.options.num_epochs} epochs, loss {last.loss:.3g}"
         self.progress(label, self.step, self.step)
         return TrainingRecord(
-            settings=_as_json(self.job.settings),
+            settings=as_json(self.job.settings),
             options=asdict(self.options),
             nesting_dims=self.job.nesting_dims,
             num_parameters=sum(weights.numel() for weights in self.job.module.parameters()),
@@ -397,41 +370,6 @@ def _check(job: TrainingJob, options: LoopOptions, num_processes: int) -> None:
             f"an epoch must have at least one batch for each process, got {job.num_batches} batches for "
             f"{num_processes} processes. Take smaller batches or more data."
         )
-
-
-def _check_settings(
-    before: Mapping[str, dict[str, Any]], now: Mapping[str, dict[str, Any]], path: Path
-) -> None:
-    differences = [
-        f"{name} {before[part].get(name)} against {now[part].get(name)}"
-        for part in ("job", "loop")
-        for name in sorted(before[part] | now[part])
-        if before[part].get(name) != now[part].get(name)
-    ]
-    if differences:
-        raise TrainingError(
-            f"a training is continued with the settings it began with, but the checkpoint {path} and this run "
-            f"differ in {'; '.join(differences)}. Give the same settings, name another --out, or start over "
-            f"with --overwrite."
-        )
-
-
-def _describe(accelerator: Accelerator, options: LoopOptions) -> dict[str, Any]:
-    device = accelerator.device
-    is_cuda = device.type == "cuda"
-    return {
-        **describe_environment(seed=options.seed, command=None),
-        "torch": str(torch.__version__),
-        "accelerate": accelerate.__version__,
-        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
-        "num_threads": torch.get_num_threads(),
-        "num_processes": accelerator.num_processes,
-    }
-
-
-def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data as a file would give it back, so that tuples equal lists."""
-    return json.loads(json.dumps(dict(data), allow_nan=False))
 
 
 def _ignore(message: str) -> None:

@@ -162,6 +162,15 @@ class RunningLoss:
         """Whether some step did not look at every prefix."""
         return bool((self._counts < self.num_steps).any())
 
+    def describe(self, dims: Sequence[int]) -> str:
+        """Return the mean loss, and those of the first, the middle and the last prefix, for people."""
+        means = self.mean_by_dim
+        shown = sorted({0, len(means) // 2, len(means) - 1})
+        losses = ", ".join(
+            f"{dims[place]}: {loss:.3g}" for place in shown if (loss := means[place]) is not None
+        )
+        return f"loss {self.mean:.3g} ({losses})"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads back to the bit."""
         return {

@@ -172,7 +172,7 @@ class TrainerRun:
     def _make_optimizers(self) -> tuple[Any, Any]:
         options, num_steps = self._options, self._options.num_epochs * self._num_batches
         trained = [weights for weights in self._model.parameters() if weights.requires_grad]
-        optimizer = torch.optim.AdamW(trained, options.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, options.learning_rate, weight_decay=0.0, fused=True)
         factor = partial(_factor, num_steps=num_steps, options=options)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

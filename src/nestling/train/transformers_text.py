@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nestling.core.dims import check_nesting_dims
+from nestling.core.dims import check_nesting_dims, default_nesting_dims
 from nestling.core.files import naming_write_errors
 from nestling.core.progress import Progress, silent
 from nestling.data import Task
 from nestling.data.training_pairs import TrainingPairs
-from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
+from nestling.encode.nest_manifest import NestManifest
 from nestling.encode.st import SentenceTransformersEncoder
 from nestling.errors import (
     DataError,
@@ -22,29 +22,32 @@ from nestling.errors import (
     EncoderError,
     MissingExtraError,
     TrainingError,
-    WriteError,
 )
 from nestling.search.folder import locked
 from nestling.train.job import LoopOptions
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.self_distillation import SelfDistillation
 from nestling.train.model_card import write_model_card
+from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way, stamp
 from nestling.train.randomness import giving_generators_back
 from nestling.train.record import TrainingRecord
 from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
 
-CHECKPOINTS = "checkpoints"
-"""Below the model folder, until the model is finished."""
+TRANSFORMER_OPTIONS = LoopOptions(num_epochs=1, learning_rate=2e-5, max_grad_norm=1.0)
+"""What fine-tuning takes unless told otherwise."""
+
 SCHEME = "st:"
+FILES = ("modules.json", "config.json", "model.safetensors", "README.md")
+"""Without these a folder is no sentence-transformers model."""
 
 
 def train_sentence_transformer(
     model_uri: str,
     pairs: TrainingPairs,
     *,
-    dims: Sequence[int],
-    options: LoopOptions,
     out: Path,
+    dims: Sequence[int] | None = None,
+    options: LoopOptions = TRANSFORMER_OPTIONS,
     dim_weights: Sequence[float] | None = None,
     batch_size: int = 64,
     temperature: float = 0.05,
@@ -54,6 +57,8 @@ def train_sentence_transformer(
     mini_batch_size: int | None = None,
     validation: Task | None = None,
     device: str | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
     progress: Progress = silent,
     warn: Callable[[str], object] = warnings.warn,
 ) -> TrainingRecord:
@@ -73,9 +78,9 @@ def train_sentence_transformer(
         model_uri: `st:<path or hub id>`.
         pairs: What to train on; a negative is one more document for all queries of its batch,
             and rows without one bring none.
-        dims: Ascending widths; the full one is added if it is missing.
-        options: How; the schedule is that of `fit`.
         out: The model folder to be.
+        dims: Ascending widths; the full one is added if it is missing. None halves it down to 8.
+        options: How; the schedule is that of `fit`.
         dim_weights: Weight of each width, 1 by default.
         batch_size: Pairs per step and process.
         temperature: Of `NestedInfoNCE`.
@@ -85,6 +90,8 @@ def train_sentence_transformer(
         mini_batch_size: Rows that are embedded at a time, see `SentenceTransformersLoss`.
         validation: Measured after each epoch, at every width.
         device: "cpu" keeps off an accelerator that is there; None takes it.
+        overwrite: Whether to remove a finished model in `out`, and any checkpoints, first.
+        command: What was typed, for the model card.
         progress: What stands before " | " in its label does not change, the rest tells the losses.
         warn: Told what a person should know, such as that a damaged checkpoint was passed over.
 
@@ -104,13 +111,11 @@ def train_sentence_transformer(
     """
     _need_datasets()
     base = SentenceTransformersEncoder(_name_of(model_uri))
-    nesting_dims = check_nesting_dims(dims, base.embed_dim)
+    nesting_dims = check_nesting_dims(
+        default_nesting_dims(base.embed_dim) if dims is None else dims, base.embed_dim
+    )
     _check(pairs, batch_size, nesting_dims, options, has_validation=validation is not None)
-    if (out / MANIFEST_FILE).exists():
-        raise WriteError(
-            f"{out} holds a finished model and is never overwritten silently. Name another --out, or "
-            f"pass --overwrite."
-        )
+    make_way(out, files=FILES, overwrite=overwrite)
     settings = _as_json(
         {
             "model": model_uri,
@@ -144,7 +149,7 @@ def train_sentence_transformer(
         self_distillation_weight=self_distillation_weight,
         mini_batch_size=mini_batch_size,
     )
-    folder = out.resolve() / CHECKPOINTS
+    folder = out.resolve() / CHECKPOINT_FOLDER
     with naming_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), giving_generators_back(model.device), _quiet():
@@ -164,7 +169,14 @@ def train_sentence_transformer(
         )
         record = run.run(warn)
         if run.is_main_process:
-            _export(model, out, nesting_dims, record, base=base, training_data=pairs.describe())
+            manifest = NestManifest(
+                kind="sentence-transformers",
+                model=out.resolve().name,
+                embed_dim=base.embed_dim,
+                nesting_dims=nesting_dims,
+                training=record.to_json(),
+            )
+            _export(model, out, manifest, training_data=pairs.describe(), command=command)
             shutil.rmtree(folder, ignore_errors=True)
     return record
 
@@ -231,30 +243,17 @@ def _open(name: str, device: str | None) -> Any:
 
 
 def _export(
-    model: Any,
-    out: Path,
-    nesting_dims: tuple[int, ...],
-    record: TrainingRecord,
-    *,
-    base: SentenceTransformersEncoder,
-    training_data: str,
+    model: Any, out: Path, manifest: NestManifest, *, training_data: str, command: str | None
 ) -> None:
     """Save the model folder; `nestling.json` comes last and says that all else is there."""
     transformer = model.transformers_model
     if transformer is not None:
         transformer.config.is_matryoshka = True
-        transformer.config.matryoshka_dimensions = list(nesting_dims)
+        transformer.config.matryoshka_dimensions = list(manifest.nesting_dims)
     with naming_write_errors(out):
         model.save_pretrained(str(out), create_model_card=False)
-    manifest = NestManifest(
-        kind="sentence-transformers",
-        model=out.resolve().name,
-        embed_dim=base.embed_dim,
-        nesting_dims=nesting_dims,
-        fingerprint=SentenceTransformersEncoder(str(out)).fingerprint,
-        training=record.to_json(),
-    )
-    write_model_card(out, manifest, training_data=training_data)
+    manifest = stamp(out, manifest)
+    write_model_card(out, manifest, training_data=training_data, command=command)
     manifest.save(out)
 
 

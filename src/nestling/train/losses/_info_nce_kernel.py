@@ -255,7 +255,8 @@ def exponentials(
     if not peaked:
         sums = torch.exp2(logits, out=out).sum(dim)
         return sums, sums.log2()
-    peaks = logits.amax(dim, keepdim=True)
+    # Where all are masked the peak is -inf, and -inf - -inf is no number.
+    peaks = logits.amax(dim, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
     sums = torch.sub(logits, peaks, out=out).exp2_().sum(dim)
     return sums, sums.log2() + peaks.squeeze(dim)
 

