@@ -16,7 +16,7 @@ help:
 	@echo "make docs    docs/cli.md from --help make check  lint, types, docs and tests"
 	@echo "make bench   the benchmarks (quiet machine, minutes)"
 
-# What a user gets, and nothing more: the demo runs on it.
+# What a user gets, and nothing more.
 .venv/.user: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nestling needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
@@ -25,12 +25,16 @@ help:
 	@touch $@
 
 # PyTorch goes first, so that no dependency picks another build of it.
-.venv/.dev: .venv/.user
+.venv/.train: .venv/.user
 	$(PIP) $(TORCH)
+	$(PIP) --editable '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/.train
 	$(PIP) --editable '.[all]' --group dev
 	@touch $@
 
-demo: .venv/.user
+demo: .venv/.train
 	$(BIN)/nestling demo
 
 test: .venv/.dev
@@ -56,6 +60,11 @@ check: lint types docs test
 bench: .venv/.dev
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/encode_and_sweep.py
+	$(BIN)/python benchmarks/train_info_nce.py
+	$(BIN)/python benchmarks/train_heads.py
+	$(BIN)/python benchmarks/train_text.py
+	$(BIN)/python benchmarks/train_images.py
+	$(BIN)/python benchmarks/train_minilm.py
 
 clean:
 	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

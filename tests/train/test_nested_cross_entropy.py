@@ -11,7 +11,7 @@ from weakref import finalize
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -128,6 +128,16 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """What is allocated and never written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_fresh_memory_is_nan")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases())
 def test_it_equals_the_naive_loop_in_values_and_gradients(case: dict[str, Any]) -> None:
     loss = NestedCrossEntropy(
@@ -210,25 +220,37 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
         torch.testing.assert_close(1.5 * one, both)
 
 
-def test_a_parameter_takes_the_gradient_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    real = _head_kernel.losses_and_gradients
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[_head_kernel.Gradients]:
+    """The gradients that were computed."""
+    seen: list[_head_kernel.Gradients] = []
 
-    def watched(*arguments: Any) -> Any:
-        losses, gradients = real(*arguments)
-        made.append(gradients.weight.data_ptr())
+    def watched(*arguments: Any) -> tuple[Tensor, _head_kernel.Gradients]:
+        losses, gradients = _head_kernel.losses_and_gradients(*arguments)
+        seen.append(gradients)
         return losses, gradients
 
     monkeypatch.setattr("nestling.train.losses.nested_cross_entropy.losses_and_gradients", watched)
+    return seen
+
+
+def test_a_parameter_takes_the_gradient_without_a_copy(made: list[_head_kernel.Gradients]) -> None:
     batch = make_batch(tied=True).leaves()
-    NestedCrossEntropy(DIMS)(*batch.arguments()).backward()
+    total = NestedCrossEntropy(DIMS)(*batch.arguments())
+    weight = made.pop().weight
+    assert weight is not None
+    address = weight.data_ptr()
+    del weight
+    total.backward()
     assert batch.weight.grad is not None
-    assert made == [batch.weight.grad.data_ptr()]
+    assert batch.weight.grad.data_ptr() == address
 
 
 @pytest.mark.parametrize("trained", ["embeddings", "weight", "bias"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_what_is_trained_gets_a_gradient(tied: bool, trained: str) -> None:
+def test_only_what_is_trained_gets_a_gradient(
+    tied: bool, trained: str, made: list[_head_kernel.Gradients]
+) -> None:
     batch, whole = make_batch(tied=tied), make_batch(tied=tied).leaves()
     loss = NestedCrossEntropy(DIMS)
     getattr(batch, trained).requires_grad_()
@@ -237,15 +259,19 @@ def test_only_what_is_trained_gets_a_gradient(tied: bool, trained: str) -> None:
     for name in ("embeddings", "weight", "bias"):
         expected = getattr(whole, name).grad if name == trained else None
         torch.testing.assert_close(getattr(batch, name).grad, expected)
+        assert (getattr(made[0], name) is not None) == (name == trained)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_without_gradients_the_value_is_the_same(tied: bool) -> None:
+def test_without_gradients_the_value_is_the_same_and_none_are_made(
+    tied: bool, made: list[_head_kernel.Gradients]
+) -> None:
     batch = make_batch(tied=tied).leaves()
     loss = NestedCrossEntropy(DIMS, label_smoothing=0.1)
     with torch.no_grad():
         value = loss.value(*batch.arguments())
     assert not value.total.requires_grad
+    assert made == [(None, None, None)]
     expected = loss.value(*batch.arguments())
     torch.testing.assert_close(value.total, expected.total.detach())
     torch.testing.assert_close(value.by_dim, expected.by_dim)
@@ -262,6 +288,7 @@ def test_the_same_batch_gives_the_same_bits() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("_fresh_memory_is_nan")
 def test_heads_that_are_not_drawn_have_a_gradient_of_zero() -> None:
     batch = make_batch(tied=False).leaves()
     value = NestedCrossEntropy(DIMS, dims_per_step=1).value(*batch.arguments(), step=0)

@@ -112,6 +112,10 @@ def test_parameters_start_as_those_of_a_linear_layer(tied: bool) -> None:
     narrow = head.logits(torch.eye(4), 4) - head.logits(torch.zeros(1, 4), 4)
     bound = 0.1 if tied else 0.5
     assert 0.99 * bound < narrow.abs().max() <= bound * (1 + 1e-5)
+    assert head.bias is not None
+    biases = head.bias.reshape(-1, 500)
+    bounds = torch.tensor([0.1] if tied else [0.5, 0.1])
+    assert ((biases.abs().amax(1) > 0.95 * bounds) & (biases.abs().amax(1) <= bounds)).all()
     torch.manual_seed(0)
     assert torch.equal(head.weight, NestedHead((4, 100), 500, tied=tied).weight)
 

@@ -99,8 +99,8 @@ def test_zero_rows_stay_zero_with_a_finite_gradient() -> None:
     assert embeddings.grad.isfinite().all()
 
 
-def test_float16_prefixes_whose_squares_overflow_are_rescaled() -> None:
-    embeddings = torch.full((1, 8), 300.0, dtype=torch.float16)
+def test_float16_prefixes_whose_norms_overflow_are_rescaled() -> None:
+    embeddings = torch.full((1, 8), 3e4, dtype=torch.float16)
     loss = NestedLoss(lambda prefix: prefix.float().square().sum(), DIMS, renormalize=True)
     torch.testing.assert_close(loss(embeddings), torch.tensor(3.0), rtol=1e-2, atol=0)
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -121,11 +120,10 @@ def test_the_record_tells_the_run(trained):
 
 def test_the_callers_generators_are_left_alone(base, tmp_path):
     torch.manual_seed(5)
-    random.seed(5)
-    before = torch.get_rng_state(), random.getstate()
+    before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     fine_tune(base, tmp_path / "out", options={"num_epochs": 1})
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
+    assert str(np.random.get_state()) == before[1]  # noqa: NPY002
 
 
 def test_nothing_is_said_but_through_progress(base, tmp_path, capfd):
@@ -241,12 +239,15 @@ def test_killed_it_goes_on_to_the_same_bits(base, trained, tmp_path):
         assert (mine.loss, mine.loss_by_dim) == (expected.loss, expected.loss_by_dim)
 
 
+SETTINGS: dict[str, dict[str, Any]] = {"job": {"dims": [4, 8]}, "loop": {"seed": 0}}
+
+
 def make_checkpoint(folder: Path, step: int) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     (checkpoint / "1_Pooling").mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     (checkpoint / "1_Pooling" / "config.json").write_text("{}")
-    seal_checkpoint(checkpoint, {"dims": [4, 8]}, {"step": step})
+    seal_checkpoint(checkpoint, SETTINGS, {"step": step})
     return checkpoint
 
 
@@ -256,7 +257,7 @@ def make_checkpoint(folder: Path, step: int) -> Path:
         lambda path: (path / SEAL_FILE).unlink(),
         lambda path: (path / SEAL_FILE).write_text("{"),
         lambda path: (path / SEAL_FILE).write_text(
-            (path / SEAL_FILE).read_text().replace("4", "5")
+            (path / SEAL_FILE).read_text().replace("dims", "dins")
         ),
         lambda path: (path / "model.safetensors").write_bytes(b"weight"),
         lambda path: (path / "model.safetensors").write_bytes(b"Weights"),
@@ -266,11 +267,11 @@ def make_checkpoint(folder: Path, step: int) -> Path:
 def test_a_half_written_checkpoint_is_passed_over(damage, tmp_path):
     good, bad = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
     said: list[str] = []
-    found = find_checkpoint(tmp_path, {"dims": [4, 8]}, said.append)
+    found = find_checkpoint(tmp_path, SETTINGS, said.append)
     assert found is not None
     assert (found.path, found.progress, said) == (bad, {"step": 10}, [])
     damage(bad)
-    found = find_checkpoint(tmp_path, {"dims": [4, 8]}, said.append)
+    found = find_checkpoint(tmp_path, SETTINGS, said.append)
     assert found is not None
     assert (found.path, found.progress) == (good, {"step": 9})
     assert "the training goes on from the one before it" in said[0]
@@ -283,9 +284,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(
         TrainingError,
         match=rf"^a training is continued .* checkpoint {path} .* differ in dims \[4, 8\] against \[8\]; "
-        rf"seed None against 0. Give the same settings, name another --out, or start over",
+        rf"seed 0 against 1. Give the same settings, name another --out, or start over",
     ):
-        find_checkpoint(tmp_path, {"dims": [8], "seed": 0}, print)
+        find_checkpoint(tmp_path, {"job": {"dims": [8]}, "loop": {"seed": 1}}, print)
 
 
 def interrupt(at_step: int) -> Any:
@@ -304,6 +305,8 @@ def test_a_rigid_run_is_not_continued_as_a_nested_one(base, tmp_path, monkeypatc
         fine_tune(base, tmp_path / "out", dims=(16,), dims_per_step=None, progress=interrupt(3))
     with pytest.raises(TrainingError, match=r"nesting_dims \[16\] against \[4, 8, 16\]"):
         fine_tune(base, tmp_path / "out", dims_per_step=None)
+    with pytest.raises(TrainingError, match=r"differ in seed 1 against 2\."):
+        fine_tune(base, tmp_path / "out", dims=(16,), dims_per_step=None, options={"seed": 2})
 
 
 def test_a_run_that_stopped_before_it_was_saved_is_only_saved(base, trained, tmp_path, monkeypatch):
@@ -394,7 +397,7 @@ def test_early_stopping_keeps_the_best_epoch(base, tmp_path):
 
 def test_a_validation_value_that_is_no_number_stops_the_run(base, tmp_path):
     loss = SentenceTransformersLoss(load_tiny_bert(base), NestedInfoNCE(DIMS))
-    record = RecordCallback(loss, LoopOptions(num_epochs=1, learning_rate=1.0), silent)
+    record = RecordCallback(loss, LoopOptions(num_epochs=1, learning_rate=1.0), silent, {})
     metrics = {"eval_dim_4": 0.5, "eval_dim_8": math.nan, "eval_dim_16": 0.5}
     args = SimpleNamespace(output_dir=str(tmp_path))
     with pytest.raises(

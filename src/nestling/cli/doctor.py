@@ -74,6 +74,8 @@ EXTRAS = {
     "onnx": "onnxruntime",
     "parquet": "pyarrow",
     "st": "sentence_transformers",
+    "train": "accelerate",
+    "train-st": "datasets",
 }
 
 

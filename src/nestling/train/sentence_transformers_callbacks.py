@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -17,6 +17,7 @@ from nestling.train.job import LoopOptions
 from nestling.train.record import EpochRecord, RunningLoss, find_best_epoch
 from nestling.train.sentence_transformers_checkpoints import seal_checkpoint
 from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.settings import changed_facts
 
 try:
     import torch
@@ -76,10 +77,15 @@ class RecordCallback(TrainerCallback):
     Attributes:
         epochs: Those that are finished, validation included.
         num_resumes: How often the run was continued.
+        environment: Of this run, or of the one that finished it.
     """
 
     def __init__(
-        self, loss: SentenceTransformersLoss, options: LoopOptions, progress: Progress
+        self,
+        loss: SentenceTransformersLoss,
+        options: LoopOptions,
+        progress: Progress,
+        environment: Mapping[str, Any],
     ) -> None:
         self._loss = loss
         self._options = options
@@ -88,6 +94,7 @@ class RecordCallback(TrainerCallback):
         self._clock_s = self._reported_s = time.perf_counter()
         self.epochs: list[EpochRecord] = []
         self.num_resumes = 0
+        self.environment = environment
 
     @property
     def best_epoch(self) -> int | None:
@@ -102,11 +109,23 @@ class RecordCallback(TrainerCallback):
         has_stalled = best is not None and len(self.epochs) - best >= self._options.patience
         return has_stalled or len(self.epochs) == self._options.num_epochs
 
-    def restore(self, progress: Mapping[str, Any]) -> None:
-        """Go on from what `to_json` returned."""
+    def restore(self, progress: Mapping[str, Any], warn: Callable[[str], object]) -> None:
+        """Go on from what `to_json` returned.
+
+        Args:
+            progress: What it returned.
+            warn: Told if the machine changed in a way that may show in the result.
+        """
         self._running = RunningLoss.from_json(progress["running"])
         self.epochs = [EpochRecord.from_json(epoch) for epoch in progress["epochs"]]
-        self.num_resumes = progress["num_resumes"] + (not self.is_finished)
+        self.num_resumes = progress["num_resumes"]
+        if self.is_finished:
+            self.environment = progress["environment"]
+            return
+        self.num_resumes += 1
+        changed = changed_facts(progress["environment"], self.environment)
+        if changed:
+            warn(f"the training goes on with {changed}: the result may differ in its last digits")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
@@ -115,6 +134,7 @@ class RecordCallback(TrainerCallback):
             "running": self._running.to_json(),
             "epochs": [epoch.to_json() for epoch in self.epochs],
             "num_resumes": self.num_resumes,
+            "environment": dict(self.environment),
         }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -191,7 +211,9 @@ class RecordCallback(TrainerCallback):
 class CheckpointCallback(TrainerCallback):
     """Makes checkpoints due by the clock, besides those after each epoch, and seals them."""
 
-    def __init__(self, every_s: float, settings: Mapping[str, Any], record: RecordCallback) -> None:
+    def __init__(
+        self, every_s: float, settings: Mapping[str, dict[str, Any]], record: RecordCallback
+    ) -> None:
         self._every_s = every_s
         self._settings = settings
         self._record = record

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nestling.core.files import checksum, read_json, seal, unseal, write_json
-from nestling.errors import FormatError, TrainingError
+from nestling.errors import FormatError
+from nestling.train.settings import check_same_settings
 
 SEAL_FILE = "nestling_checkpoint.json"
 
@@ -25,7 +26,9 @@ class SealedCheckpoint:
     progress: Mapping[str, Any]
 
 
-def seal_checkpoint(folder: Path, settings: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+def seal_checkpoint(
+    folder: Path, settings: Mapping[str, dict[str, Any]], progress: Mapping[str, Any]
+) -> None:
     """Write down what a finished checkpoint holds, and what it may be continued with.
 
     The Trainer writes its files one by one into the final folder, so that only this file, written
@@ -33,7 +36,7 @@ def seal_checkpoint(folder: Path, settings: Mapping[str, Any], progress: Mapping
 
     Args:
         folder: The checkpoint.
-        settings: JSON that must be equal for the checkpoint to be continued.
+        settings: As `continuation_settings` returns; equal ones are needed to continue it.
         progress: JSON for whoever continues it.
 
     Raises:
@@ -45,13 +48,13 @@ def seal_checkpoint(folder: Path, settings: Mapping[str, Any], progress: Mapping
 
 
 def find_checkpoint(
-    folder: Path, settings: Mapping[str, Any], warn: Callable[[str], object]
+    folder: Path, settings: Mapping[str, dict[str, Any]], warn: Callable[[str], object]
 ) -> SealedCheckpoint | None:
     """Return the newest whole checkpoint, or None if there is none.
 
     Args:
         folder: Where the Trainer keeps them, as `checkpoint-<step>`.
-        settings: What the run is to be; JSON.
+        settings: What the run is to be, as given to `seal_checkpoint`.
         warn: Told of parts of checkpoints, which are passed over and removed.
 
     Raises:
@@ -60,7 +63,7 @@ def find_checkpoint(
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
         sealed = _read_seal(checkpoint)
         if sealed is not None:
-            _check_settings(checkpoint, sealed["settings"], settings)
+            check_same_settings(sealed["settings"], settings, checkpoint)
             return SealedCheckpoint(path=checkpoint, progress=sealed["progress"])
         warn(
             f"passed over the half-written or damaged checkpoint {checkpoint}, and removed it; "
@@ -91,17 +94,3 @@ def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
         if not file.is_file() or checksum(file.read_bytes()) != expected:
             return None
     return sealed
-
-
-def _check_settings(checkpoint: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differences = [
-        f"{name} {stored.get(name)} against {wanted.get(name)}"
-        for name in sorted({*stored, *wanted})
-        if stored.get(name) != wanted.get(name)
-    ]
-    if differences:
-        raise TrainingError(
-            f"a training is continued with the settings it began with, but the checkpoint {checkpoint} and "
-            f"this run differ in {'; '.join(differences)}. Give the same settings, name another --out, or "
-            f"start over with --overwrite."
-        )

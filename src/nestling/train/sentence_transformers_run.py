@@ -25,6 +25,7 @@ from nestling.train.sentence_transformers_callbacks import (
 )
 from nestling.train.sentence_transformers_checkpoints import SealedCheckpoint, find_checkpoint
 from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.settings import as_json
 
 try:
     import datasets
@@ -107,7 +108,6 @@ class TrainerRun:
         self._folder = folder
         self._progress = progress
         self._dims = loss.nesting.dims
-        self._record = RecordCallback(loss, options, progress)
         args = SentenceTransformerTrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=batch_size,
@@ -130,6 +130,8 @@ class TrainerRun:
             use_cpu=device == "cpu",
             dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
         )
+        self._continuation = {"job": dict(settings), "loop": _decisive(options, args.world_size)}
+        self._record = RecordCallback(loss, options, progress, _environment(model, options, args))
         self._num_batches = max(1, len(pairs.anchors) // batch_size // args.world_size)
         self._trainer = _Trainer(
             model=model,
@@ -141,7 +143,7 @@ class TrainerRun:
                 StepCallback(loss),
                 FiniteCallback(loss),
                 self._record,
-                CheckpointCallback(options.checkpoint_every_s, settings, self._record),
+                CheckpointCallback(options.checkpoint_every_s, self._continuation, self._record),
             ],
             optimizers=self._make_optimizers(),
         )
@@ -156,14 +158,14 @@ class TrainerRun:
         """Train, or go on with what was begun; afterwards the model has the weights to keep.
 
         Args:
-            warn: Told of checkpoints that were passed over.
+            warn: Told of checkpoints that were passed over, and of another machine.
 
         Raises:
             TrainingError: See `train_sentence_transformer`.
         """
-        found = find_checkpoint(self._folder, self._settings, warn)
+        found = find_checkpoint(self._folder, self._continuation, warn)
         if found is not None:
-            self._record.restore(found.progress)
+            self._record.restore(found.progress, warn)
         if not self._record.is_finished:
             self._trainer.train(resume_from_checkpoint=found and str(found.path))
         self._take_weights(found)
@@ -204,14 +206,33 @@ class TrainerRun:
             num_resumes=self._record.num_resumes,
             stopped_early=len(epochs) < self._options.num_epochs,
             best_epoch=self._record.best_epoch,
-            environment={
-                **describe_environment(seed=self._options.seed, command=None),
-                **{each.__name__: str(each.__version__) for each in (torch, sentence_transformers)},
-                "device": str(self._model.device),
-                "num_threads": torch.get_num_threads(),
-                "num_processes": self._trainer.args.world_size,
-            },
+            environment=self._record.environment,
         )
+
+
+def pick_device(device: str | None) -> torch.device:
+    """Return the device that is asked for, or the one the Trainer takes."""
+    return torch.device(device or sentence_transformers.util.get_device_name())
+
+
+def _decisive(options: LoopOptions, num_processes: int) -> dict[str, Any]:
+    """Return, as JSON, all options that decide the numbers of a run."""
+    decisive = {**asdict(options), "num_processes": num_processes}
+    del decisive["checkpoint_every_s"]
+    return as_json(decisive)
+
+
+def _environment(model: Any, options: LoopOptions, args: Any) -> dict[str, Any]:
+    device = model.device
+    is_cuda = device.type == "cuda"
+    return {
+        **describe_environment(seed=options.seed, command=None),
+        "torch": str(torch.__version__),
+        "sentence-transformers": sentence_transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "num_threads": torch.get_num_threads(),
+        "num_processes": args.world_size,
+    }
 
 
 def _factor(step: int, *, num_steps: int, options: LoopOptions) -> float:

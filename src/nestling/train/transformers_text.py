@@ -1,9 +1,8 @@
 """Fine-tune a sentence-transformers model on pairs of texts, nested, through its own Trainer."""
 
-import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way, stamp
 from nestling.train.randomness import giving_generators_back
 from nestling.train.record import TrainingRecord
 from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.settings import as_json
 
 TRANSFORMER_OPTIONS = LoopOptions(num_epochs=1, learning_rate=2e-5, max_grad_norm=1.0)
 """What fine-tuning takes unless told otherwise."""
@@ -110,74 +110,76 @@ def train_sentence_transformer(
             written.
     """
     _need_datasets()
-    base = SentenceTransformersEncoder(_name_of(model_uri))
-    nesting_dims = check_nesting_dims(
-        default_nesting_dims(base.embed_dim) if dims is None else dims, base.embed_dim
-    )
-    _check(pairs, batch_size, nesting_dims, options, has_validation=validation is not None)
-    make_way(out, files=FILES, overwrite=overwrite)
-    settings = _as_json(
-        {
-            "model": model_uri,
-            "base": asdict(base.fingerprint.space),
-            "pairs": pairs.source,
-            "pairs_hash": pairs.pairs_hash,
-            "num_pairs": len(pairs.anchors),
-            "nesting_dims": nesting_dims,
-            "dim_weights": dim_weights,
-            "batch_size": batch_size,
-            "temperature": temperature,
-            "symmetric": symmetric,
-            "self_distillation_weight": self_distillation_weight,
-            "dims_per_step": dims_per_step,
-            "mini_batch_size": mini_batch_size,
-            "validation": None if validation is None else validation.name,
-        }
-    )
-    model = _open(_name_of(model_uri), device)
-    loss = SentenceTransformersLoss(
-        model,
-        NestedInfoNCE(
-            nesting_dims,
-            dim_weights,
-            temperature=temperature,
-            symmetric=symmetric,
-            dims_per_step=dims_per_step,
-            seed=options.seed,
-        ),
-        self_distillation=SelfDistillation(nesting_dims) if self_distillation_weight else None,
-        self_distillation_weight=self_distillation_weight,
-        mini_batch_size=mini_batch_size,
-    )
-    folder = out.resolve() / CHECKPOINT_FOLDER
-    with naming_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), giving_generators_back(model.device), _quiet():
-        from nestling.train.sentence_transformers_run import TrainerRun
+    from nestling.train.sentence_transformers_run import TrainerRun, pick_device
 
-        run = TrainerRun(
-            model=model,
-            loss=loss,
-            pairs=pairs,
-            options=options,
-            settings=settings,
-            folder=folder,
-            batch_size=batch_size,
-            validation=validation,
-            device=device,
-            progress=progress,
+    # Opening a model draws numbers, too.
+    with giving_generators_back(pick_device(device)), _quiet():
+        base = SentenceTransformersEncoder(_name_of(model_uri))
+        nesting_dims = check_nesting_dims(
+            default_nesting_dims(base.embed_dim) if dims is None else dims, base.embed_dim
         )
-        record = run.run(warn)
-        if run.is_main_process:
-            manifest = NestManifest(
-                kind="sentence-transformers",
-                model=out.resolve().name,
-                embed_dim=base.embed_dim,
-                nesting_dims=nesting_dims,
-                training=record.to_json(),
+        _check(pairs, batch_size, nesting_dims, options, has_validation=validation is not None)
+        make_way(out, files=FILES, overwrite=overwrite)
+        settings = as_json(
+            {
+                "model": model_uri,
+                "base": asdict(base.fingerprint.space),
+                "pairs": pairs.source,
+                "pairs_hash": pairs.pairs_hash,
+                "num_pairs": len(pairs.anchors),
+                "nesting_dims": nesting_dims,
+                "dim_weights": dim_weights,
+                "batch_size": batch_size,
+                "temperature": temperature,
+                "symmetric": symmetric,
+                "self_distillation_weight": self_distillation_weight,
+                "dims_per_step": dims_per_step,
+                "mini_batch_size": mini_batch_size,
+                "validation": None if validation is None else validation.name,
+            }
+        )
+        model = _open(_name_of(model_uri), device)
+        loss = SentenceTransformersLoss(
+            model,
+            NestedInfoNCE(
+                nesting_dims,
+                dim_weights,
+                temperature=temperature,
+                symmetric=symmetric,
+                dims_per_step=dims_per_step,
+                seed=options.seed,
+            ),
+            self_distillation=SelfDistillation(nesting_dims) if self_distillation_weight else None,
+            self_distillation_weight=self_distillation_weight,
+            mini_batch_size=mini_batch_size,
+        )
+        folder = out.resolve() / CHECKPOINT_FOLDER
+        with naming_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            run = TrainerRun(
+                model=model,
+                loss=loss,
+                pairs=pairs,
+                options=options,
+                settings=settings,
+                folder=folder,
+                batch_size=batch_size,
+                validation=validation,
+                device=device,
+                progress=progress,
             )
-            _export(model, out, manifest, training_data=pairs.describe(), command=command)
-            shutil.rmtree(folder, ignore_errors=True)
+            record = run.run(warn)
+            if run.is_main_process:
+                manifest = NestManifest(
+                    kind="sentence-transformers",
+                    model=out.resolve().name,
+                    embed_dim=base.embed_dim,
+                    nesting_dims=nesting_dims,
+                    training=record.to_json(),
+                )
+                _export(model, out, manifest, training_data=pairs.describe(), command=command)
+                shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
@@ -233,8 +235,7 @@ def _check(
 def _open(name: str, device: str | None) -> Any:
     import sentence_transformers
 
-    with _quiet():
-        model = sentence_transformers.SentenceTransformer(name, device=device)
+    model = sentence_transformers.SentenceTransformer(name, device=device)
     model.truncate_dim = None
     # The model card is ours: nothing of it needs the hub, or examples worked out.
     model.model_card_data.local_files_only = True
@@ -271,8 +272,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
-
-
-def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data as a file would give it back, so that tuples equal lists."""
-    return json.loads(json.dumps(dict(data), allow_nan=False))

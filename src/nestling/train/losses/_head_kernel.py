@@ -117,7 +117,10 @@ def head_columns(dims: tuple[int, ...]) -> list[slice]:
 
 
 def losses_and_gradients(plan: Plan, inputs: Inputs, wanted: Wanted) -> tuple[Tensor, Gradients]:
-    """Return the mean loss of every slot, and the gradients of their weighted sum."""
+    """Return the mean loss of every slot, and the gradients of their weighted sum.
+
+    Both are in float32 at least; autograd hands each gradient over in its parameter's format.
+    """
     exact = torch.promote_types(plan.dtype, torch.float32)
     gradients = _room_for(plan, inputs, wanted, exact)
     low = Inputs(
@@ -135,14 +138,7 @@ def losses_and_gradients(plan: Plan, inputs: Inputs, wanted: Wanted) -> tuple[Te
         for rows in blocks:
             room = buffers[:, : rows.stop - rows.start]
             run(plan, low, rows, room, gradients, losses)
-    return losses / len(inputs.labels), Gradients(
-        *(
-            None if gradient is None else gradient.to(source.dtype)
-            for gradient, source in zip(
-                gradients, (inputs.embeddings, inputs.weight, inputs.bias), strict=True
-            )
-        )
-    )
+    return losses / len(inputs.labels), gradients
 
 
 def num_buffers(plan: Plan, *, with_gradients: bool) -> int:

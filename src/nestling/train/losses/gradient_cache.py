@@ -44,6 +44,4 @@ def encode_in_chunks(
     """
     if not chunks:
         raise DataError("`chunks` must hold at least one chunk to encode, got none.")
-    if not torch.is_grad_enabled():
-        return torch.cat([encode(chunk) for chunk in chunks])
     return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])

@@ -97,7 +97,7 @@ class NestedLoss(nn.Module):
         prefix = embeddings[..., :dim]
         if not self.renormalize:
             return prefix
-        # Float32 at least: squares of float16 overflow. A zero row stays zero, with a finite gradient.
+        # Float32 at least: norms overflow float16. A zero row stays zero, with a finite gradient.
         wide = torch.promote_types(prefix.dtype, torch.float32)
         norms = torch.linalg.vector_norm(prefix, dim=-1, keepdim=True, dtype=wide)
         return (prefix / torch.where(norms == 0, 1, norms)).to(prefix.dtype)

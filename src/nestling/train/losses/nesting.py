@@ -43,7 +43,7 @@ class Nesting:
         weights: c_m per width.
         dims_per_step: Look at this many prefixes per step, the full width always among them; None
             looks at all. The weights of the drawn ones are scaled up so that the expected
-            loss is the same.
+            loss is the same; 1 draws none, and trains the full width alone.
         seed: The draw depends on the seed and the step alone: every rank draws alike.
     """
 
@@ -69,7 +69,8 @@ class Nesting:
                 `dims_per_step` is outside [1, number of widths].
         """
         dims = check_dims(nesting_dims, max(nesting_dims, default=1))
-        weights = tuple(float(weight) for weight in dim_weights or (1.0,) * len(dims))
+        given = (1.0,) * len(dims) if dim_weights is None else dim_weights
+        weights = tuple(float(weight) for weight in given)
         if len(weights) != len(dims):
             raise DimensionError(
                 f"`dim_weights` must be one per nesting dim, got {len(weights)} weights for the "
