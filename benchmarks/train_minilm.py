@@ -9,7 +9,8 @@ STS-B test pairs, on SciFact and on the built-in corpus, at every width.
     NESTLING_DATA=... python benchmarks/train_minilm.py [--steps 150] [--seeds 0,1,2] [--device cuda]
 
 Each finished arm is a line of the results file (--results): run again, it is not trained again, and one
-that was interrupted goes on from its checkpoint. `--quick` tries it all out in a minute, with batches of 8.
+that was interrupted goes on from its checkpoint. `--quick` tries it all out, with batches of 8. On a CPU that
+others use, too, two threads wait for each other and are many times slower than one: --threads 1.
 """
 
 import argparse

@@ -135,12 +135,23 @@ ARMS: dict[str, tuple[int, ...]] = {
 # --- Runs ----------------------------------------------------------------------------------------
 
 
-def run_arm(arm: str, seed: int, work: Path) -> None:
-    """Train and measure one arm, and keep what it came to."""
-    started_s = time.perf_counter()
+def run_seed(seed: int, work: Path) -> None:
+    """Train and measure every arm that has not run with this seed."""
     pairs, task = open_training_pairs("builtin:wide"), open_task("builtin:wide")
     assert isinstance(task, RetrievalTask)
-    read_s = time.perf_counter() - started_s
+    (work / "runs").mkdir(parents=True, exist_ok=True)
+    for arm in ARMS:
+        if not record_path(work, arm, seed).exists():
+            started_s = time.perf_counter()
+            run_arm(arm, seed, pairs, task, work)
+            print(f"{arm} {seed}: {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
+
+
+def record_path(work: Path, arm: str, seed: int) -> Path:
+    return work / "runs" / f"{arm}-{seed}.json"
+
+
+def run_arm(arm: str, seed: int, pairs: TrainingPairs, task: RetrievalTask, work: Path) -> None:
     dims = ARMS[arm]
     encoder, seconds = (
         train_pilot(pairs, seed) if arm == "pilot" else train_ours(pairs, seed, dims, work, arm)
@@ -148,28 +159,26 @@ def run_arm(arm: str, seed: int, work: Path) -> None:
     results = measure(
         encoder, task, dims=dims, dtypes=[Dtype.FLOAT32], baselines=False, bad_rows="drop"
     )
-    rows = [row for row in results.rows if row.metric == METRIC]
-    (work / "runs").mkdir(parents=True, exist_ok=True)
     place = {query_id: number for number, query_id in enumerate(task.query_ids)}
     kept = np.array([place[query_id] for query_id in results.query_ids])
     per_query = {}
-    for row in rows:
-        values = np.zeros(len(task.query_ids), np.float32)  # a query without a vector finds nothing
-        values[kept] = row.per_query
-        per_query[str(row.dim)] = values
-    save_file(per_query, work / "runs" / f"{arm}-{seed}.safetensors")
+    for row in results.rows:
+        if row.metric == METRIC:
+            values = np.zeros(len(task.query_ids), np.float32)  # no vector, nothing found
+            values[kept] = row.per_query
+            per_query[str(row.dim)] = values
+    save_file(per_query, record_path(work, arm, seed).with_suffix(".safetensors"))
     told = {
         "arm": arm,
         "seed": seed,
         "train_s": seconds,
-        "read_s": read_s,
         "corpus_hash": task.corpus.corpus_hash,
         "num_documents": len(task.corpus),
         "num_queries": len(task.queries),
         "num_pairs": len(pairs),
         "pairs_hash": pairs.pairs_hash,
     }
-    (work / "runs" / f"{arm}-{seed}.json").write_text(json.dumps(told))
+    record_path(work, arm, seed).write_text(json.dumps(told))
 
 
 # --- Report ----------------------------------------------------------------------------------------
@@ -332,24 +341,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", type=Path, default=Path("train_text_runs"))
-    parser.add_argument("--run", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=int, metavar="SEED", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.run:
-        run_arm(given.run[0], int(given.run[1]), given.work)
+    if given.run is not None:
+        run_seed(given.run, given.work)
         return
     for seed in range(given.seeds):
-        for arm in ARMS:
-            if not (given.work / "runs" / f"{arm}-{seed}.json").exists():
-                started_s = time.perf_counter()
-                # Each run is a process of its own: none inherits another's memory or warm caches.
-                subprocess.run(
-                    [sys.executable, __file__, "--work", str(given.work), "--run", arm, str(seed)],
-                    check=True,
-                )
-                print(f"{arm} {seed}: {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
-    report = make_report(
-        Runs(given.work, given.seeds), f"python benchmarks/train_text.py --seeds {given.seeds}"
-    )
+        subprocess.run(
+            [sys.executable, __file__, "--work", str(given.work), "--run", str(seed)], check=True
+        )
+    command = f"python benchmarks/train_text.py --seeds {given.seeds}"
+    report = make_report(Runs(given.work, given.seeds), command)
     print(report)
     if given.out:
         given.out.write_text(report)

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from nestling.encode import open_encoder, token_table
+from nestling.encode import open_encoder, static, token_table
 from nestling.encode.static import TOKENIZER_FILE, WEIGHTS_FILE
 from nestling.errors import EncoderError
 from tests.encode.fakes import make_texts

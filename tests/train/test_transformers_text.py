@@ -297,6 +297,10 @@ def interrupt(at_step: int) -> Any:
     return progress
 
 
+def run_out_of_disk(*arguments: object, **options: object) -> None:
+    raise WriteError("the disk is full")
+
+
 def test_a_rigid_run_is_not_continued_as_a_nested_one(base, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "nestling.train.sentence_transformers_callbacks.SECONDS_BETWEEN_REPORTS", 0.0
@@ -310,11 +314,8 @@ def test_a_rigid_run_is_not_continued_as_a_nested_one(base, tmp_path, monkeypatc
 
 
 def test_a_run_that_stopped_before_it_was_saved_is_only_saved(base, trained, tmp_path, monkeypatch):
-    def fail(*arguments: object, **options: object) -> None:
-        raise WriteError("the disk is full")
-
     with monkeypatch.context() as patch:
-        patch.setattr(transformers_text, "write_model_card", fail)
+        patch.setattr(transformers_text, "write_model_card", run_out_of_disk)
         with pytest.raises(WriteError):
             fine_tune(base, tmp_path / "out")
     assert not (tmp_path / "out" / "nestling.json").exists()
@@ -375,10 +376,14 @@ def test_a_gradient_that_is_no_number_stops_the_run(base, tmp_path):
         callback.on_pre_optimizer_step(args, state, None, model=model)
 
 
-def test_early_stopping_keeps_the_best_epoch(base, tmp_path):
-    """A rate this high makes a model worse from some epoch on."""
+def test_early_stopping_keeps_the_best_epoch(base, tmp_path, monkeypatch):
+    """A rate this high makes a model worse from some epoch on; stopped, it stays stopped."""
     task = held_out()
     options = {"num_epochs": 12, "learning_rate": 0.1, "early_stop_dim": 8, "patience": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers_text, "write_model_card", run_out_of_disk)
+        with pytest.raises(WriteError):
+            fine_tune(base, tmp_path / "out", validation=task, options=options)
     record = fine_tune(base, tmp_path / "out", validation=task, options=options)
     values = [epoch.validation_by_dim[8] for epoch in record.epochs]
     assert record.stopped_early

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
 
 from nestling.cli.app import main
 from nestling.cli.options import OutputPath, debug_option, json_option
-from nestling.cli.terminal import print_json, talk
+from nestling.cli.terminal import print_json, print_table, progress_bars, talk
+from nestling.core import Dtype
+from nestling.data import open_task
+from nestling.encode import open_encoder
 from nestling.errors import WriteError
+from nestling.measure import Results, measure
 
-MODEL = "static:wordllama"
+DIMS = (8, 16, 32, 64, 128, 256)
 QUERIES = (
     "read a file line by line",
     "wait until all threads are done",
@@ -42,28 +47,84 @@ Example:
 def command(out: Path, as_json: bool) -> None:
     """See it all once: encode, measure, choose, build and search a real corpus.
 
-    The corpus is the documentation of your own Python's standard library; the model is small,
-    nested, and comes with nestling. Each step prints the command it runs.
+    The corpus is the documentation of your own Python's standard library. A nested model is
+    trained on it in seconds, beside a rigid one. Each step prints the command it runs.
     """
     _make_anew(out)
-    steps = [_run(purpose, verb, as_json) for purpose, verb in _journey(out)]
+    steps = [_run(purpose, verb, as_json) for purpose, verb in _training(out)]
+    compared = _compare(out)
+    if not as_json:
+        print_table(_compared_table(compared))
+    steps += [_run(purpose, verb, as_json) for purpose, verb in _journey(out)]
     if as_json:
-        print_json({"steps": steps})
+        print_json({"steps": steps, "nested_and_rigid": compared})
     talk(f"\nOpen {out / 'results.html'} and {out / 'plan.html'} in a browser.")
 
 
+def _training(out: Path) -> list[tuple[str, str]]:
+    nest, rigid, results = (
+        shlex.quote(str(out / name)) for name in ("nest", "rigid", "results.json")
+    )
+    dims = ",".join(map(str, DIMS))
+    return [
+        (
+            "Train a model whose every prefix is an embedding.",
+            f"train text --pairs builtin --dims {dims} --out {nest}",
+        ),
+        (
+            "Train a rigid one beside it: the same, at one width only.",
+            f"train text --pairs builtin --dims {DIMS[-1]} --out {rigid}",
+        ),
+        (
+            "Measure every prefix of the nested one in every number format, on queries it never saw.",
+            f"measure --model nest:{nest} --task builtin --out {results}",
+        ),
+    ]
+
+
+def _compare(out: Path) -> list[dict[str, float]]:
+    """Return the prefixes of both models on the test queries, in float32."""
+    nested = Results.load(out / "results.json")
+    talk("\nThe rigid one, cut at the same widths:")
+    with progress_bars() as progress:
+        rigid = measure(
+            open_encoder(f"nest:{out / 'rigid'}"),
+            open_task("builtin"),
+            dims=DIMS,
+            dtypes=[Dtype.FLOAT32],
+            baselines=False,
+            progress=progress,
+        )
+    return [
+        {
+            "dim": dim,
+            **{
+                name: results.find(family="prefix", dim=dim, dtype=Dtype.FLOAT32).value
+                for name, results in (("nested", nested), ("rigid", rigid))
+            },
+        }
+        for dim in DIMS
+    ]
+
+
+def _compared_table(compared: list[dict[str, float]]) -> Table:
+    table = Table(title="ndcg_at_10 of the test queries, float32 prefixes")
+    for name in ("width", "nested", "rigid, cut"):
+        table.add_column(name, justify="right")
+    for row in compared:
+        table.add_row(f"{row['dim']}", f"{row['nested']:.4f}", f"{row['rigid']:.4f}")
+    return table
+
+
 def _journey(out: Path) -> list[tuple[str, str]]:
-    vectors, results, plan, index = (
-        shlex.quote(str(out / name)) for name in ("vectors", "results.json", "plan.json", "index")
+    nest, vectors, results, plan, index = (
+        shlex.quote(str(out / name))
+        for name in ("nest", "vectors", "results.json", "plan.json", "index")
     )
     return [
         (
             "Encode a corpus once, at full width.",
-            f"encode --model {MODEL} --corpus builtin --out {vectors}",
-        ),
-        (
-            "Measure every prefix in every number format.",
-            f"measure --model {MODEL} --task builtin --out {results}",
+            f"encode --model nest:{nest} --corpus builtin --out {vectors}",
         ),
         (
             "Choose the smallest size whose loss is certified.",

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.table import Table
@@ -24,7 +24,10 @@ from nestling.data import TrainingPairs, open_training_pairs
 from nestling.errors import MissingExtraError
 
 DEFAULT_EMBED_DIM = 256
-STARTS = {"static": "scratch", "static:wordllama": "wordllama"}
+STARTS: dict[str, Literal["scratch", "wordllama"]] = {
+    "static": "scratch",
+    "static:wordllama": "wordllama",
+}
 LOOP_CHOICES = ("learning_rate", "seed", "early_stop_dim", "patience", "precision")
 """Options that are fields of `LoopOptions` by the same name."""
 
@@ -82,12 +85,12 @@ Run the same command again after a crash or a kill: it goes on from the last che
     help="Look at N of the widths per step, the full one always.  [default: all]",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="[default: 4 for static models, 1 for st:]"
+    "--epochs", type=click.IntRange(min=1), help="[default: 8 for static models, 1 for st:]"
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=2),
-    help="Pairs per step; each is told from the others.  [default: 1024 for static, 64 for st:]",
+    help="Pairs per step; each is told from the others.  [default: 1024 or an eighth of the pairs for static, 64 for st:]",
 )
 @click.option(
     "--learning-rate",

@@ -42,10 +42,11 @@ from nestling.train.record import TrainingRecord
 from nestling.train.static_folder import FOLDER_FILES, save_static
 
 LARGEST_EMBED_DIM = 4096
+LARGEST_USUAL_BATCH = 1024
 VALIDATION_METRIC = "ndcg_at_10"
 
 STATIC_OPTIONS = LoopOptions(
-    num_epochs=4, learning_rate=0.02, schedule="constant", warmup_share=0.0
+    num_epochs=8, learning_rate=0.02, schedule="constant", warmup_share=0.0
 )
 """What suits a table of token vectors: short, fast, no schedule to wait for."""
 
@@ -61,7 +62,8 @@ class StaticRecipe:
         start: "scratch" learns a tokenizer and starts from small random vectors; "wordllama" goes
             on from the weights of static:wordllama, with its tokenizer.
         dim_weights: Weight of each width in the loss; 1 by default.
-        batch_size: Pairs per step, all other positives of which are negatives.
+        batch_size: Pairs per step, all other positives of which are negatives; None takes 1,024, or
+            an eighth of the pairs if that is less, so that small data makes steps too.
         temperature: Of the loss.
         symmetric: Also tell the anchors of each positive apart.
         self_distillation_weight: Of the listwise KL from full-width similarities; 0 leaves it out.
@@ -74,7 +76,7 @@ class StaticRecipe:
     nesting_dims: tuple[int, ...]
     start: Literal["scratch", "wordllama"] = "scratch"
     dim_weights: tuple[float, ...] | None = None
-    batch_size: int = 1024
+    batch_size: int | None = None
     temperature: float = 0.05
     symmetric: bool = False
     self_distillation_weight: float = 0.0
@@ -93,7 +95,7 @@ class StaticRecipe:
             raise DimensionError(
                 f"`embed_dim` must lie in [1, {LARGEST_EMBED_DIM}], got {self.embed_dim}."
             )
-        if self.batch_size < 2:
+        if self.batch_size is not None and self.batch_size < 2:
             raise DataError(
                 f"`batch_size` must be at least 2, as each pair is told from the others of its batch, "
                 f"got {self.batch_size}. The usual one is 1024."
@@ -126,7 +128,7 @@ class StaticTextJob:
         self._pairs = pairs
         self._validation = validation
         self._seed = seed
-        self._batch_size = min(recipe.batch_size, len(pairs))
+        self._batch_size = min(recipe.batch_size or _usual_batch(len(pairs)), len(pairs))
         negatives = pairs.negatives or ()
         texts = [*pairs.anchors, *pairs.positives, *filter(None, negatives)]
         self.tokenizer, table = _start(recipe, texts, seed=seed)
@@ -151,6 +153,7 @@ class StaticTextJob:
         """Recipe and training data."""
         return {
             **asdict(self.recipe),
+            "batch_size": self._batch_size,
             "pairs": self._pairs.source,
             "pairs_hash": self._pairs.pairs_hash,
             "num_pairs": len(self._pairs),
@@ -346,6 +349,10 @@ def train_static_text(
         )
         shutil.rmtree(out / CHECKPOINT_FOLDER)
     return record
+
+
+def _usual_batch(num_pairs: int) -> int:
+    return min(LARGEST_USUAL_BATCH, max(2, num_pairs // 8))
 
 
 def _start(
