@@ -299,33 +299,42 @@ class FusedContrast(torch.autograd.Function):
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted total and the loss of every prefix."""
-        wanted = (
+        ctx.wanted = (
             grad_enabled and ctx.needs_input_grad[0],
             grad_enabled and ctx.needs_input_grad[1],
         )
-        # Under autocast the products would run in half precision, and cosines / T need more.
-        with torch.autocast(queries.device.type, enabled=False):
-            walk = Walk(queries, documents, prefixes)
-            losses, gradients = run(walk, objective, wanted)
-            total = losses @ losses.new_tensor(prefixes.weights)
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(queries, documents)
+        ctx.prefixes, ctx.objective = prefixes, objective
+        losses, ctx.gradients = _losses_and_gradients(ctx, queries, documents)
         ctx.mark_non_differentiable(losses)
-        return total, losses
+        # No dot product: autocast would take it in low precision.
+        return (losses * losses.new_tensor(prefixes.weights)).sum(), losses
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(
-        ctx: Any, total: Tensor, losses: Tensor
+        ctx: Any, upstream: Tensor, _: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """Scale the gradients by the upstream one."""
-        queries, documents = ctx.saved_tensors
-        return (
-            None if queries is None else queries * total,
-            None if documents is None else documents * total,
-            None,
-            None,
-            None,
-        )
+        """Scale the gradients by the upstream one, and give them away.
+
+        Autograd takes an unshared gradient without a copy. A second pass through the same graph
+        makes them again.
+        """
+        gradients: Gradients | None = ctx.gradients
+        ctx.gradients = None
+        if gradients is None:
+            _, gradients = _losses_and_gradients(ctx, *ctx.saved_tensors)
+        if upstream.device.type != "cpu" or upstream.item() != 1:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(upstream)
+        return *gradients, None, None, None
+
+
+def _losses_and_gradients(ctx: Any, queries: Tensor, documents: Tensor) -> tuple[Tensor, Gradients]:
+    # Under autocast the products would run in half precision, and cosines / T need more.
+    with torch.autocast(queries.device.type, enabled=False):
+        return run(Walk(queries, documents, ctx.prefixes), ctx.objective, ctx.wanted)
 
 
 def in_full_precision(*embeddings: Tensor) -> tuple[Tensor, ...]:
