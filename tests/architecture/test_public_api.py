@@ -6,7 +6,17 @@ import types
 
 import pytest
 
-ROOMS = ("core", "data", "encode", "search", "measure")
+ROOMS = (
+    "core",
+    "data",
+    "encode",
+    "search",
+    "measure",
+    "train",
+    "train.losses",
+    "train.models",
+    "train.sentence_transformers",
+)
 
 
 @pytest.mark.parametrize("room", ROOMS)

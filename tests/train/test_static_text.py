@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,29 @@ from torch.nn import functional
 from nestling.data import open_training_pairs
 from nestling.data.training_pairs import make_pairs
 from nestling.encode import open_encoder
+from nestling.encode.nest_manifest import NestManifest
 from nestling.errors import DataError, DimensionError, FormatError, TrainingError, WriteError
 from nestling.train.job import LoopOptions
 from nestling.train.models.static_text import Bags, StaticText, TokenizedTexts, train_tokenizer
 from nestling.train.static_text import StaticRecipe, StaticTextJob, train_static_text
 
-WORDS = ["read", "write", "file", "line", "thread", "lock", "parse", "date", "time", "open", "close", "socket", "path", "name"]
+PORT = 29_571
+WORDS = [
+    "read",
+    "write",
+    "file",
+    "line",
+    "thread",
+    "lock",
+    "parse",
+    "date",
+    "time",
+    "open",
+    "close",
+    "socket",
+    "path",
+    "name",
+]
 OPTIONS = LoopOptions(num_epochs=2, learning_rate=0.02, schedule="constant", warmup_share=0.0)
 
 
@@ -92,7 +110,7 @@ def test_an_embedding_and_its_gradient_equal_those_of_a_plain_embedding_bag():
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     (ours * weight).sum().backward()
     (plain * weight).sum().backward()
-    gradient = module.table.grad
+    gradient = module.table.weight.grad
     assert gradient is not None
     assert gradient.is_sparse
     torch.testing.assert_close(gradient.to_dense(), twin.grad)
@@ -227,6 +245,47 @@ def test_going_on_from_wordllama_keeps_its_tokenizer_and_width():
         StaticTextJob(recipe(start="wordllama"), small_pairs())
 
 
+def test_half_precision_is_refused_since_it_would_do_nothing(tmp_path):
+    options = LoopOptions(num_epochs=1, learning_rate=0.02, precision="bfloat16")
+    with pytest.raises(TrainingError, match="`precision` must be float32 for a static model"):
+        train_static_text(small_pairs(), recipe(), out=tmp_path / "out", options=options)
+
+
+def test_early_stopping_without_held_out_pairs_is_refused_before_anything_is_trained(tmp_path):
+    options = LoopOptions(num_epochs=1, learning_rate=0.02, early_stop_dim=16)
+    with pytest.raises(TrainingError, match="but nothing is held out"):
+        train_static_text(
+            small_pairs(), recipe(), out=tmp_path / "out", options=options, validation_share=0.0
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_overwrites_is_gone_on_with_and_another_one_starts_over(tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    train_static_text(small_pairs(), recipe(), out=out, options=OPTIONS)
+    before = (out / "model.safetensors").read_bytes()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    longer = LoopOptions(num_epochs=3, learning_rate=0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr("nestling.train.static_text.save_static", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_static_text(small_pairs(), recipe(), out=out, options=longer, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert open_encoder(f"nest:{out}").embed_dim == 32  # the old model is whole until then
+    record = train_static_text(small_pairs(), recipe(), out=out, options=longer, overwrite=True)
+    assert (record.num_resumes, len(record.epochs)) == (0, 3)  # it was finished, only not saved
+    assert (out / "model.safetensors").read_bytes() != before
+    with monkeypatch.context() as patch:
+        patch.setattr("nestling.train.static_text.save_static", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_static_text(small_pairs(), recipe(), out=out, options=longer, overwrite=True)
+    other = train_static_text(small_pairs(), recipe(), out=out, options=OPTIONS, overwrite=True)
+    assert len(other.epochs) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -255,6 +314,28 @@ def test_self_distillation_and_sampling_train_too(tmp_path):
         options=OPTIONS,
     )
     assert np.isfinite(record.epochs[-1].loss)
+
+
+def _train_on_rank(rank, folder):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(PORT),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    torch.set_num_threads(1)
+    train_static_text(
+        small_pairs(), recipe(), out=folder / "model", options=OPTIONS, validation_share=0.0
+    )
+
+
+def test_two_processes_train_one_model(tmp_path):
+    torch.multiprocessing.spawn(_train_on_rank, args=(tmp_path,), nprocs=2)
+    manifest = NestManifest.load(tmp_path / "model")
+    assert manifest.training["environment"]["num_processes"] == 2
+    assert open_encoder(f"nest:{tmp_path / 'model'}").embed_dim == 32
 
 
 def test_the_command_trains_and_measures(tmp_path):

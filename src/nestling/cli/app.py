@@ -36,7 +36,8 @@ class VerbGroup(LazyGroup):
             raise
         except KeyboardInterrupt:
             click.echo(
-                "\nInterrupted. Finished blocks of encoded vectors are kept: run the same command to go on.",
+                "\nInterrupted. What was finished (blocks of vectors, training checkpoints) is kept: run the "
+                "same command to go on.",
                 err=True,
             )
             ctx.exit(EXIT_INTERRUPTED)

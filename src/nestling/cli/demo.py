@@ -1,6 +1,7 @@
 """`nestling demo`."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import shlex
@@ -17,7 +18,7 @@ from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import Dtype
 from nestling.data import open_task
 from nestling.encode import open_encoder
-from nestling.errors import WriteError
+from nestling.errors import MissingExtraError, WriteError
 from nestling.measure import Results, measure
 
 DIMS = (8, 16, 32, 64, 128, 256)
@@ -50,6 +51,8 @@ def command(out: Path, as_json: bool) -> None:
     The corpus is the documentation of your own Python's standard library. A nested model is
     trained on it in seconds, beside a rigid one. Each step prints the command it runs.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "train")
     _make_anew(out)
     steps = [_run(purpose, verb, as_json) for purpose, verb in _training(out)]
     compared = _compare(out)

@@ -3,6 +3,7 @@
 import click
 
 from nestling.cli.lazy import LazyGroup
+from nestling.cli.options import debug_option
 
 
 @click.command(
@@ -17,6 +18,7 @@ Examples:
   nestling train text --pairs builtin --dims 8,16,32,64,128,256 --out nest
   nestling train images --images builtin:digits --dims 2,4,8,16,32 --out digits""",
 )
+@debug_option
 def command() -> None:
     """Train a model whose every prefix is an embedding.
 

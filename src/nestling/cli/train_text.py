@@ -93,6 +93,12 @@ Run the same command again after a crash or a kill: it goes on from the last che
     help="Pairs per step; each is told from the others.  [default: 1024 or an eighth of the pairs for static, 64 for st:]",
 )
 @click.option(
+    "--mini-batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Embed N rows of a batch at a time, twice, to save memory; st: only.",
+)
+@click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     help="Peak of the schedule.  [default: 0.02 for static, 2e-5 for st:]",
@@ -184,6 +190,10 @@ def _train_static(
         raise click.UsageError(
             f"--model must be static, static:wordllama or st:PATH_OR_HUB_ID to be trained, got {model}."
         )
+    if "mini_batch_size" in given:
+        raise click.UsageError(
+            "--mini-batch-size saves the memory of st: models; a static model needs none. Leave it out."
+        )
     dims = given.get("dims")
     full = given.get("embed_dim") or (dims[-1] if dims else DEFAULT_EMBED_DIM)
     recipe = StaticRecipe(
@@ -216,7 +226,7 @@ def _train_static(
 def _train_transformer(
     model: str, pairs: TrainingPairs, *, out: Path, given: Mapping[str, Any], progress: Any
 ) -> Any:
-    from nestling.train.transformers_text import (
+    from nestling.train.sentence_transformers import (
         TRANSFORMER_OPTIONS,
         train_sentence_transformer,
     )
@@ -244,6 +254,7 @@ def _train_transformer(
             "symmetric",
             "self_distillation_weight",
             "dims_per_step",
+            "mini_batch_size",
             "overwrite",
         ),
     )

@@ -173,6 +173,12 @@ class Checkpoints:
         for part in self._parts():
             shutil.rmtree(part)
 
+    def remove_all(self) -> None:
+        """Remove every checkpoint; for the one writer only."""
+        for step in self._steps():
+            shutil.rmtree(self.path(step))
+        self._newest = None
+
     def _check_weights(self, step: int, module: nn.Module) -> None:
         # One wait for the device, not one per tensor.
         named = list(module.named_parameters())

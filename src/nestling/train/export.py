@@ -15,8 +15,8 @@ from nestling.core.files import read_json, seal, unseal, write_atomically, write
 from nestling.encode.nest_manifest import NestManifest
 from nestling.encode.onnx import GRAPH_FILE
 from nestling.errors import FormatError, MissingExtraError, TrainingError
-from nestling.train.model_card import CARD_FILE, Quality, write_model_card
-from nestling.train.model_folder import stamp
+from nestling.train.model_card import Quality, write_model_card
+from nestling.train.model_folder import stamp, start_replacing
 from nestling.train.models.classifier import NestedClassifier
 from nestling.train.models.nested_head import NestedHead
 from nestling.train.models.resnet import ResNetShape, SmallResNet
@@ -25,7 +25,6 @@ from nestling.train.record import TrainingRecord
 WEIGHTS_FILE = "model.safetensors"
 CLASSIFIER_FILE = "classifier.json"
 CLASSIFIER_VERSION = 1
-FOLDER_FILES = (WEIGHTS_FILE, GRAPH_FILE, CLASSIFIER_FILE, CARD_FILE)
 """What a model folder holds beside its manifest, which is written last."""
 
 OPSET = 17
@@ -77,6 +76,7 @@ def save_classifier(
             f"`backbone` must be a SmallResNet to be written with its graph, got {type(backbone).__name__}. "
             f"Save its state_dict, and export a graph of your own: onnx:<dir> opens it."
         )
+    start_replacing(folder)
     write_atomically(folder / GRAPH_FILE, make_graph(backbone))
     tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(tensors))

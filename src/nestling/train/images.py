@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from jaxtyping import Float, Int64
 from torch import Tensor, nn, optim
 
@@ -21,13 +20,13 @@ from nestling.data.splits import unit_hash
 from nestling.errors import DataError, TrainingError
 from nestling.measure.classification import check_classes
 from nestling.train.augmentation import Augmentation, augment
-from nestling.train.export import FOLDER_FILES, import_onnx, save_classifier
-from nestling.train.job import LoopOptions
+from nestling.train.export import import_onnx, save_classifier
+from nestling.train.job import LoopOptions, check_early_stopping
 from nestling.train.loop import fit
 from nestling.train.losses import LossValue
 from nestling.train.losses.nested_cross_entropy import NestedCrossEntropy
 from nestling.train.model_card import Quality
-from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way
+from nestling.train.model_folder import CHECKPOINT_FOLDER, process_state, training_folder
 from nestling.train.models.classifier import NestedClassifier, as_tensor
 from nestling.train.models.nested_head import NestedHead
 from nestling.train.models.resnet import ResNetShape, SmallResNet
@@ -284,7 +283,7 @@ def make_classifier(
     """Return a `SmallResNet` with a nested head, with fresh weights that depend on the seed alone."""
     stem_stride = 1 if min(image_sides) < TINY_SIDE else 2
     shape = ResNetShape(embed_dim=recipe.embed_dim, stem_stride=stem_stride)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = NestedHead(recipe.nesting_dims, len(class_names), tied=recipe.tied)
         return NestedClassifier(SmallResNet(shape), head, class_names=class_names)
@@ -311,7 +310,8 @@ def train_images(
         recipe: What is trained.
         out: Folder for the model; checkpoints are in it until the model is written.
         options: How it is trained.
-        overwrite: Replace a model, or checkpoints, that are there.
+        overwrite: Replace a finished model that is there, once the new one is trained; and start
+            over where checkpoints of another training are there.
         command: What was typed, for the model card.
         progress: Told as it goes on.
         warn: Told what a person should know.
@@ -323,7 +323,7 @@ def train_images(
         DataError: As `split_images`.
         DimensionError: If widths or weights break the rules.
         TrainingError: As `fit`.
-        WriteError: If a finished model is there and `overwrite` is false, or nothing can be written.
+        WriteError: As `training_folder`, or if nothing can be written.
         MissingExtraError: If `onnx` is not installed.
     """
     import_onnx()  # better missed now than after the training
@@ -333,14 +333,19 @@ def train_images(
         recipe, class_names=split.class_names, image_sides=(height, width), seed=options.seed
     )
     job = ImageJob(classifier, split.train, split.validation, recipe=recipe, seed=options.seed)
-    state = PartialState()
-    if state.is_main_process:
-        make_way(out, files=FOLDER_FILES, overwrite=overwrite)
-    state.wait_for_everyone()
-    record = fit(
-        job, options, checkpoint_folder=out / CHECKPOINT_FOLDER, progress=progress, warn=warn
-    )
-    if state.is_main_process:
+    has_validation = len(split.validation) > 0
+    check_early_stopping(options, recipe.nesting_dims, has_validation=has_validation)
+    with training_folder(out, overwrite=overwrite):
+        record = fit(
+            job,
+            options,
+            checkpoint_folder=out / CHECKPOINT_FOLDER,
+            restart=overwrite,
+            progress=progress,
+            warn=warn,
+        )
+        if not process_state().is_main_process:
+            return record
         quality = Quality(
             metric="accuracy of the head",
             measured_on=f"the {len(split.test):,} test images of `{task.name}`",

@@ -1,13 +1,13 @@
 """The seam between what is trained and the loop that trains it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import nn, optim
 
-from nestling.errors import TrainingError
+from nestling.errors import DimensionError, TrainingError
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["float32", "bfloat16"]
@@ -101,3 +101,26 @@ class TrainingJob(Protocol):
 
     def validate(self) -> Mapping[int, float] | None:
         """Return the validation value of every prefix, higher is better; None if nothing is held out."""
+
+
+def check_early_stopping(
+    options: LoopOptions, nesting_dims: Sequence[int], *, has_validation: bool
+) -> None:
+    """Refuse to watch a prefix that is not trained, or not measured.
+
+    Raises:
+        DimensionError: If `early_stop_dim` is not among the nesting dims.
+        TrainingError: If nothing is held out to look at.
+    """
+    dim = options.early_stop_dim
+    if dim is None:
+        return
+    if dim not in nesting_dims:
+        raise DimensionError(
+            f"`early_stop_dim` must be one of the nesting dims {','.join(map(str, nesting_dims))}, got {dim}."
+        )
+    if not has_validation:
+        raise TrainingError(
+            f"`early_stop_dim` {dim} needs a validation value of that prefix, but nothing is held out. "
+            f"Hold some data out with --validate, or train without --early-stop-dim."
+        )

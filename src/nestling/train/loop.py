@@ -23,10 +23,10 @@ from torch import Tensor
 from nestling.core.dims import check_nesting_dims
 from nestling.core.files import naming_write_errors
 from nestling.core.progress import Progress, silent
-from nestling.errors import DimensionError, TrainingError
+from nestling.errors import TrainingError
 from nestling.search.folder import locked
 from nestling.train.checkpoints import Checkpoint, Checkpoints
-from nestling.train.job import LoopOptions, TrainingJob
+from nestling.train.job import LoopOptions, TrainingJob, check_early_stopping
 from nestling.train.losses.nesting import LossValue
 from nestling.train.randomness import (
     giving_generators_back,
@@ -52,6 +52,7 @@ def fit(
     options: LoopOptions,
     *,
     checkpoint_folder: Path,
+    restart: bool = False,
     progress: Progress = silent,
     warn: Callable[[str], object] = warnings.warn,
 ) -> TrainingRecord:
@@ -71,6 +72,8 @@ def fit(
         job: What is trained; its module is changed in place.
         options: How.
         checkpoint_folder: Where checkpoints are; remove it once the trained model is stored.
+        restart: Start over where the checkpoints there were made with other settings, and remove
+            them, instead of refusing to go on.
         progress: Told at most four times per second; what stands before " | " in its label
             does not change, the rest tells epoch and losses.
         warn: Told what a person should know, such as that a damaged checkpoint was passed over.
@@ -89,7 +92,8 @@ def fit(
     _check(job, options, accelerator.num_processes)
     folder = checkpoint_folder.resolve()
     with _one_writer(folder, accelerator), giving_generators_back(accelerator.device):
-        return _Loop(job, options, accelerator, Checkpoints(folder), progress, warn).run()
+        loop = _Loop(job, options, accelerator, Checkpoints(folder), progress, warn)
+        return loop.run(restart=restart)
 
 
 class _Loop:
@@ -126,11 +130,16 @@ class _Loop:
         self.clock_s = self.written_s = time.perf_counter()
         self.reported_s = 0.0
 
-    def run(self) -> TrainingRecord:
+    def run(self, *, restart: bool) -> TrainingRecord:
         checkpoint = self.checkpoints.newest(self.warn)
+        is_other = checkpoint is not None and checkpoint.state["settings"] != self.settings
+        if restart and is_other:
+            checkpoint = None
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has read
         if self.accelerator.is_main_process:
             self.checkpoints.remove_parts()
+            if restart and is_other:
+                self.checkpoints.remove_all()
         if checkpoint is not None:
             self._resume(checkpoint)
         while not self._is_finished:
@@ -360,11 +369,8 @@ def _one_writer(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 def _check(job: TrainingJob, options: LoopOptions, num_processes: int) -> None:
     dims = check_nesting_dims(job.nesting_dims, job.nesting_dims[-1])
-    if options.early_stop_dim not in (None, *dims):
-        raise DimensionError(
-            f"`early_stop_dim` must be one of the nesting dims {','.join(map(str, dims))}, "
-            f"got {options.early_stop_dim}."
-        )
+    # Whether there is anything to validate is known after the first epoch.
+    check_early_stopping(options, dims, has_validation=True)
     if job.num_batches < num_processes:
         raise TrainingError(
             f"an epoch must have at least one batch for each process, got {job.num_batches} batches for "

@@ -19,6 +19,10 @@ _PIPELINES = {
 }
 
 
+OPENED_BY_SENTENCE_TRANSFORMERS = ("static", "sentence-transformers")
+"""Kinds of model whose folder that package opens too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """What each prefix is worth.
@@ -69,7 +73,7 @@ def write_model_card(
 
 
 def _front_matter(manifest: NestManifest) -> str:
-    is_st = manifest.kind == "sentence-transformers"
+    is_st = manifest.kind in OPENED_BY_SENTENCE_TRANSFORMERS
     tags = ["matryoshka", "embeddings", "nestling", *(["sentence-transformers"] if is_st else [])]
     library = "sentence-transformers" if is_st else "nestling"
     lines = [f"library_name: {library}", f"pipeline_tag: {_PIPELINES[manifest.kind]}", "tags:"]
@@ -136,7 +140,7 @@ encoder = open_encoder("nest:path/to/this/folder")
 vectors = encoder.encode({inputs}, role="document")
 short = take_prefix(vectors, {short}, renormalize=True)
 ```"""
-    if manifest.kind != "sentence-transformers":
+    if manifest.kind not in OPENED_BY_SENTENCE_TRANSFORMERS:
         return nestling
     return f"""{nestling}
 
@@ -185,7 +189,7 @@ def _limits(manifest: NestManifest, record: TrainingRecord, *, quality: Quality 
             "The values above are for one data set. What a cut costs differs from task to task: "
             "`nestling measure` measures it on yours."
         )
-        if record.best_epoch is not None and quality == _validation(record):
+        if record.best_epoch is not None and quality.by_dim == record.kept_epoch.validation_by_dim:
             points.append(
                 "The epoch was chosen by the values above, which makes them a little too good."
             )

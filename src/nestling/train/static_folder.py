@@ -12,8 +12,8 @@ from nestling import __version__
 from nestling.core.files import write_atomically, write_json
 from nestling.encode.nest import TOKENIZER_FILE, WEIGHTS_FILE, WEIGHTS_KEY
 from nestling.encode.nest_manifest import NestManifest
-from nestling.train.model_card import CARD_FILE, Quality, write_model_card
-from nestling.train.model_folder import stamp
+from nestling.train.model_card import Quality, write_model_card
+from nestling.train.model_folder import stamp, start_replacing
 from nestling.train.record import TrainingRecord
 
 MODULES = [
@@ -31,15 +31,6 @@ MODULES = [
     },
 ]
 """What sentence-transformers builds from the folder; these names are read by all its versions."""
-
-FOLDER_FILES = (
-    WEIGHTS_FILE,
-    TOKENIZER_FILE,
-    "modules.json",
-    "config_sentence_transformers.json",
-    "config.json",
-    CARD_FILE,
-)
 
 
 def save_static(
@@ -68,6 +59,7 @@ def save_static(
     Raises:
         WriteError: If it cannot be written.
     """
+    start_replacing(out)
     write_atomically(out / WEIGHTS_FILE, save({WEIGHTS_KEY: np.ascontiguousarray(table)}))
     write_atomically(out / TOKENIZER_FILE, tokenizer.to_str().encode())
     configs: Mapping[str, object] = {

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from jaxtyping import Float32, Int64
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -22,14 +21,15 @@ from nestling.encode import Role
 from nestling.encode.batches import texts_only
 from nestling.encode.static import wordllama_files
 from nestling.encode.token_table import TokenTable
-from nestling.errors import DataError, DimensionError
+from nestling.errors import DataError, DimensionError, TrainingError
 from nestling.measure import measure
-from nestling.train.job import LoopOptions
+from nestling.train.job import LoopOptions, check_early_stopping
 from nestling.train.loop import fit
 from nestling.train.losses import LossValue
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.self_distillation import SelfDistillation
-from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way
+from nestling.train.model_card import Quality
+from nestling.train.model_folder import CHECKPOINT_FOLDER, process_state, training_folder
 from nestling.train.models.static_text import (
     DEFAULT_VOCABULARY,
     Bags,
@@ -39,7 +39,7 @@ from nestling.train.models.static_text import (
     train_tokenizer,
 )
 from nestling.train.record import TrainingRecord
-from nestling.train.static_folder import FOLDER_FILES, save_static
+from nestling.train.static_folder import save_static
 
 LARGEST_EMBED_DIM = 4096
 LARGEST_USUAL_BATCH = 1024
@@ -157,7 +157,7 @@ class StaticTextJob:
             "pairs": self._pairs.source,
             "pairs_hash": self._pairs.pairs_hash,
             "num_pairs": len(self._pairs),
-            "num_tokens": len(self.encoder.table),
+            "num_tokens": self.encoder.table.num_embeddings,
             "validation": None if self._validation is None else self._validation.name,
         }
 
@@ -257,7 +257,12 @@ class _LossOfText(nn.Module):
         )
         self._distillation_weight = recipe.self_distillation_weight
         self._distillation = (
-            SelfDistillation(recipe.nesting_dims, temperature=recipe.temperature)
+            SelfDistillation(
+                recipe.nesting_dims,
+                temperature=recipe.temperature,
+                dims_per_step=recipe.dims_per_step,
+                seed=seed,
+            )
             if self._distillation_weight
             else None
         )
@@ -314,7 +319,8 @@ def train_static_text(
         out: Folder for the model; checkpoints are in it until the model is written.
         options: How it is trained.
         validation_share: Of the pairs, held out and measured after every epoch; 0 for none.
-        overwrite: Replace a model, or checkpoints, that are there.
+        overwrite: Replace a finished model that is there, once the new one is trained; and start
+            over where checkpoints of another training are there.
         command: What was typed, for the model card.
         progress: Told as it goes on.
         warn: Told what a person should know.
@@ -326,29 +332,53 @@ def train_static_text(
         DimensionError: If a width or a weight breaks the rules.
         DataError: If there are too few pairs.
         TrainingError: As `fit`.
-        WriteError: If a finished model is there and `overwrite` is false, or nothing can be written.
+        WriteError: As `training_folder`, or if nothing can be written.
     """
     kept, validation = pairs.hold_out(validation_share)
-    job = StaticTextJob(recipe, kept, validation=validation, seed=options.seed)
-    state = PartialState()
-    if state.is_main_process:
-        make_way(out, files=FOLDER_FILES, overwrite=overwrite)
-    state.wait_for_everyone()
-    record = fit(
-        job, options, checkpoint_folder=out / CHECKPOINT_FOLDER, progress=progress, warn=warn
-    )
-    if state.is_main_process:
-        save_static(
-            out,
-            job.encoder.vectors(),
-            job.tokenizer,
-            nesting_dims=recipe.nesting_dims,
-            record=record,
-            training_data=pairs.describe(),
-            command=command,
+    check_early_stopping(options, recipe.nesting_dims, has_validation=validation is not None)
+    if options.precision != "float32":
+        raise TrainingError(
+            f"`precision` must be float32 for a static model, got {options.precision}: adding token vectors up "
+            f"has no product to make faster. Leave --precision out."
         )
-        shutil.rmtree(out / CHECKPOINT_FOLDER)
+    if validation_share and validation is None:
+        warn(
+            f"{len(pairs):,} pairs are too few to hold any out: nothing is measured after the epochs"
+        )
+    job = StaticTextJob(recipe, kept, validation=validation, seed=options.seed)
+    with training_folder(out, overwrite=overwrite):
+        record = fit(
+            job,
+            options,
+            checkpoint_folder=out / CHECKPOINT_FOLDER,
+            restart=overwrite,
+            progress=progress,
+            warn=warn,
+        )
+        if process_state().is_main_process:
+            save_static(
+                out,
+                job.encoder.vectors(),
+                job.tokenizer,
+                nesting_dims=recipe.nesting_dims,
+                record=record,
+                quality=_quality(record, validation),
+                training_data=pairs.describe(),
+                command=command,
+            )
+            shutil.rmtree(out / CHECKPOINT_FOLDER)
     return record
+
+
+def _quality(record: TrainingRecord, validation: RetrievalTask | None) -> Quality | None:
+    values = record.kept_epoch.validation_by_dim
+    if validation is None or values is None:
+        return None
+    measured_on = (
+        f"{len(validation.queries):,} held-out anchors, each seeking its positive among "
+        f"{len(validation.corpus):,} held-out positives"
+    )
+    return Quality(metric=VALIDATION_METRIC, measured_on=measured_on, by_dim=values)
 
 
 def _usual_batch(num_pairs: int) -> int:

@@ -50,16 +50,19 @@ class StaticText(nn.Module):
 
     def __init__(self, table: Float32[np.ndarray, "tokens embed_dim"]) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.from_numpy(table.copy()))
+        # A module of its own: distributed training asks these for sparse gradients.
+        self.table = nn.Embedding.from_pretrained(
+            torch.from_numpy(table.copy()), freeze=False, sparse=True
+        )
 
     def forward(self, bags: Bags) -> Float[Tensor, "texts embed_dim"]:
         """Return one embedding per text, not normalised; zero for a text without tokens."""
-        rows = functional.embedding(bags.tokens, self.table, sparse=True)
+        rows = self.table(bags.tokens)
         return functional.embedding_bag(bags.places, rows, bags.offsets, mode="sum")
 
     def vectors(self) -> Float32[np.ndarray, "tokens embed_dim"]:
         """Return the table, without copying it where it lies in main memory."""
-        return self.table.detach().cpu().numpy()
+        return self.table.weight.detach().cpu().numpy()
 
 
 class TokenizedTexts:
