@@ -72,11 +72,11 @@ def _training(out: Path) -> list[tuple[str, str]]:
     return [
         (
             "Train a model whose every prefix is an embedding.",
-            f"train text --pairs builtin --dims {dims} --out {nest}",
+            f"train text --pairs builtin --dims {dims} --epochs 16 --out {nest}",
         ),
         (
             "Train a rigid one beside it: the same, at one width only.",
-            f"train text --pairs builtin --dims {DIMS[-1]} --out {rigid}",
+            f"train text --pairs builtin --dims {DIMS[-1]} --epochs 16 --out {rigid}",
         ),
         (
             "Measure every prefix of the nested one in every number format, on queries it never saw.",
