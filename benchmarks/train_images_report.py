@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import stats
-from train_images_runs import BENCHES, Run, describe
+from train_images_runs import BENCHES, Run, describe, hash_of_code
 
 from nestling.measure.interpolation import check_interpolation
 
@@ -322,11 +324,30 @@ def retrieval_table(data: DataSet) -> str:
 # --- The page ----------------------------------------------------------------------------------
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     named = re.search(r"model name\s*:\s*(.+)", cpuinfo)
     cpu = named[1].strip() if named else platform.processor() or platform.machine()
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores"
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return f"{cpu}, {os.cpu_count()} cores{gpu}"
+
+
+def revision() -> str:
+    shown = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return shown.stdout.strip() or "unknown"
+
+
+def not_run(datasets: Sequence[str]) -> str:
+    """A part of the whole says that it is one."""
+    missing = [name for name in BENCHES if name not in datasets]
+    here = f"On {', '.join(datasets)}."
+    return f"{here} Not run: {', '.join(missing)}." if missing else here
 
 
 def section(data: DataSet) -> list[str]:
@@ -377,18 +398,20 @@ def write(
     results: Results,
     boosts: Mapping[tuple[str, str], str],
     *,
-    num_epochs: int | None,
     loads: tuple[float, float],
+    command: str,
+    device: str,
 ) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("nestling", "torch", "numpy"))
     datasets = list(dict.fromkeys(run.dataset for run in results))
     blocks = [
         "# Nested image models against rigid ones",
         (
-            f"{datetime.now(UTC):%Y-%m-%d}. {machine()}. Python {platform.python_version()}, {versions}. One-minute "
-            f"load {loads[0]:.2f} before and {loads[1]:.2f} after. `python benchmarks/train_images.py`"
-            f"{'' if num_epochs is None else f', every arm {num_epochs} epochs'}."
+            f"{datetime.now(UTC):%Y-%m-%d}. {machine(device)}. Python {platform.python_version()}, {versions}, "
+            f"revision {revision()}, code {hash_of_code()}. One-minute load {loads[0]:.2f} before and {loads[1]:.2f} "
+            f"after. `{command}`."
         ),
+        not_run(datasets),
         (
             "One residual network (`SmallResNet`, embedding by a linear map and a batch normalisation, no rectifier "
             "after it), one recipe, the same epochs for every arm; the head learns ten times as fast as the backbone "

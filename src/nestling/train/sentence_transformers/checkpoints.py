@@ -1,12 +1,13 @@
 """Checkpoints of the sentence-transformers Trainer, sealed: a half-written one is never resumed."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nestling.core.files import checksum, read_json, seal, unseal, write_json
+from nestling.core.files import read_json, seal, unseal, write_json
 from nestling.errors import FormatError
 from nestling.train.settings import check_same_settings
 
@@ -42,13 +43,17 @@ def seal_checkpoint(
     Raises:
         WriteError: If the folder cannot be written.
     """
-    files = {str(path.relative_to(folder)): checksum(path.read_bytes()) for path in _files(folder)}
+    files = {str(path.relative_to(folder)): _checksum(path) for path in _files(folder)}
     content = {"files": files, "settings": dict(settings), "progress": dict(progress)}
     write_json(folder / SEAL_FILE, seal(content))
 
 
 def find_checkpoint(
-    folder: Path, settings: Mapping[str, dict[str, Any]], warn: Callable[[str], object]
+    folder: Path,
+    settings: Mapping[str, dict[str, Any]],
+    warn: Callable[[str], object],
+    *,
+    restart: bool = False,
 ) -> SealedCheckpoint | None:
     """Return the newest whole checkpoint, or None if there is none.
 
@@ -56,12 +61,17 @@ def find_checkpoint(
         folder: Where the Trainer keeps them, as `checkpoint-<step>`.
         settings: What the run is to be, as given to `seal_checkpoint`.
         warn: Told of parts of checkpoints, which are passed over and removed.
+        restart: Remove all checkpoints where the newest is of another run, instead of refusing it.
 
     Raises:
         TrainingError: If the checkpoint is of another run; the message names what differs.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
         sealed = _read_seal(checkpoint)
+        if sealed is not None and restart and sealed["settings"] != settings:
+            for other in folder.glob("checkpoint-*"):
+                shutil.rmtree(other)
+            return None
         if sealed is not None:
             check_same_settings(sealed["settings"], settings, checkpoint)
             return SealedCheckpoint(path=checkpoint, progress=sealed["progress"])
@@ -82,6 +92,11 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL_FILE)
 
 
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
     """Return what a checkpoint was sealed with; None unless every file is there, bit for bit."""
     path = checkpoint / SEAL_FILE
@@ -91,6 +106,6 @@ def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
         return None
     for name, expected in sealed["files"].items():
         file = checkpoint / name
-        if not file.is_file() or checksum(file.read_bytes()) != expected:
+        if not file.is_file() or _checksum(file) != expected:
             return None
     return sealed

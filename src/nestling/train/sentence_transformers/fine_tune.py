@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
 from nestling.core.dims import check_nesting_dims, default_nesting_dims
 from nestling.core.files import naming_write_errors
 from nestling.core.progress import Progress, silent
@@ -17,28 +20,31 @@ from nestling.encode.nest_manifest import NestManifest
 from nestling.encode.st import SentenceTransformersEncoder
 from nestling.errors import (
     DataError,
-    DimensionError,
     EncoderError,
     MissingExtraError,
     TrainingError,
+    WriteError,
 )
-from nestling.search.folder import locked
-from nestling.train.job import LoopOptions
+from nestling.train.job import LoopOptions, check_early_stopping
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.self_distillation import SelfDistillation
 from nestling.train.model_card import write_model_card
-from nestling.train.model_folder import CHECKPOINT_FOLDER, make_way, stamp
+from nestling.train.model_folder import (
+    CHECKPOINT_FOLDER,
+    process_state,
+    stamp,
+    start_replacing,
+    training_folder,
+)
 from nestling.train.randomness import giving_generators_back
 from nestling.train.record import TrainingRecord
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
+from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
 from nestling.train.settings import as_json
 
 TRANSFORMER_OPTIONS = LoopOptions(num_epochs=1, learning_rate=2e-5, max_grad_norm=1.0)
 """What fine-tuning takes unless told otherwise."""
 
 SCHEME = "st:"
-FILES = ("modules.json", "config.json", "model.safetensors", "README.md")
-"""Without these a folder is no sentence-transformers model."""
 
 
 def train_sentence_transformer(
@@ -74,6 +80,10 @@ def train_sentence_transformer(
     there are more pairs than a batch holds, those left over at the end of an epoch are left out:
     a smaller batch would be another loss.
 
+    With several processes (`accelerate launch`), each takes batches of its own, whose pairs are
+    told from each other, and gradients are averaged; all must see the same `out`. Without a
+    launcher one accelerator is taken, however many there are.
+
     Args:
         model_uri: `st:<path or hub id>`.
         pairs: What to train on; a negative is one more document for all queries of its batch,
@@ -90,7 +100,8 @@ def train_sentence_transformer(
         mini_batch_size: Rows that are embedded at a time, see `SentenceTransformersLoss`.
         validation: Measured after each epoch, at every width.
         device: "cpu" keeps off an accelerator that is there; None takes it.
-        overwrite: Whether to remove a finished model in `out`, and any checkpoints, first.
+        overwrite: Replace a finished model in `out`, once the new one is trained; and start over
+            where checkpoints of another training are there.
         command: What was typed, for the model card.
         progress: What stands before " | " in its label does not change, the rest tells the losses.
         warn: Told what a person should know, such as that a damaged checkpoint was passed over.
@@ -105,21 +116,27 @@ def train_sentence_transformer(
             not among them.
         DataError: If there are fewer than two pairs, or `batch_size` is below 2.
         TrainingError: If a loss or a gradient is not finite (the last good checkpoint stays), if
-            the checkpoints there are of another run, or if early stopping has nothing to look at.
-        WriteError: If `out` holds a finished model, another process trains there, or it cannot be
-            written.
+            the checkpoints there are of another run, if early stopping has nothing to look at, or
+            if there are fewer batches than processes.
+        WriteError: If `out` is or holds the folder of the base model; as `training_folder`; or if
+            it cannot be written. Nothing has been written or removed then, nor with any of the
+            errors above that are about arguments.
     """
     _need_datasets()
-    from nestling.train.sentence_transformers_run import TrainerRun, pick_device
+    from nestling.train.sentence_transformers.run import TrainerRun, pick_device
 
+    name = _name_of(model_uri)
+    _check_apart(out, name)
+    # How processes meet is decided once, before they do; the Trainer takes it from here.
+    state = PartialState(cpu=True) if device == "cpu" else process_state()
     # Opening a model draws numbers, too.
-    with giving_generators_back(pick_device(device)), _quiet():
-        base = SentenceTransformersEncoder(_name_of(model_uri))
+    with giving_generators_back(pick_device(device)), _quiet(), _forgetting_precision():
+        base = SentenceTransformersEncoder(name)
         nesting_dims = check_nesting_dims(
             default_nesting_dims(base.embed_dim) if dims is None else dims, base.embed_dim
         )
-        _check(pairs, batch_size, nesting_dims, options, has_validation=validation is not None)
-        make_way(out, files=FILES, overwrite=overwrite)
+        _check(pairs, batch_size, num_processes=state.num_processes)
+        check_early_stopping(options, nesting_dims, has_validation=validation is not None)
         settings = as_json(
             {
                 "model": model_uri,
@@ -138,7 +155,7 @@ def train_sentence_transformer(
                 "validation": None if validation is None else validation.name,
             }
         )
-        model = _open(_name_of(model_uri), device)
+        model = _open(name, device)
         loss = SentenceTransformersLoss(
             model,
             NestedInfoNCE(
@@ -149,14 +166,20 @@ def train_sentence_transformer(
                 dims_per_step=dims_per_step,
                 seed=options.seed,
             ),
-            self_distillation=SelfDistillation(nesting_dims) if self_distillation_weight else None,
+            self_distillation=SelfDistillation(
+                nesting_dims,
+                temperature=temperature,
+                # One drawn prefix is the full width, which is the teacher: then all are taught.
+                dims_per_step=None if dims_per_step == 1 else dims_per_step,
+                seed=options.seed,
+            )
+            if self_distillation_weight
+            else None,
             self_distillation_weight=self_distillation_weight,
             mini_batch_size=mini_batch_size,
         )
         folder = out.resolve() / CHECKPOINT_FOLDER
-        with naming_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with training_folder(out, overwrite=overwrite):
             run = TrainerRun(
                 model=model,
                 loss=loss,
@@ -169,8 +192,9 @@ def train_sentence_transformer(
                 device=device,
                 progress=progress,
             )
-            record = run.run(warn)
-            if run.is_main_process:
+            record = run.run(warn, restart=overwrite)
+            PartialState().wait_for_everyone()  # all have read the weights of the best epoch
+            if PartialState().is_main_process:
                 manifest = NestManifest(
                     kind="sentence-transformers",
                     model=out.resolve().name,
@@ -199,14 +223,17 @@ def _name_of(model_uri: str) -> str:
     )
 
 
-def _check(
-    pairs: TrainingPairs,
-    batch_size: int,
-    nesting_dims: tuple[int, ...],
-    options: LoopOptions,
-    *,
-    has_validation: bool,
-) -> None:
+def _check_apart(out: Path, name: str) -> None:
+    """Refuse to train into the folder that is trained from, or around it."""
+    base, target = Path(name).resolve(), out.resolve()
+    if Path(name).is_dir() and (base == target or target in base.parents):
+        raise WriteError(
+            f"`out` must not be or hold the folder of the base model, got {out} for the model {name}: it would "
+            f"be overwritten. Name another --out."
+        )
+
+
+def _check(pairs: TrainingPairs, batch_size: int, *, num_processes: int) -> None:
     num_pairs = len(pairs.anchors)
     if num_pairs < 2:
         raise DataError(
@@ -218,17 +245,11 @@ def _check(
             f"`batch_size` must be at least 2, as each pair is told from the others of its batch, "
             f"got {batch_size}. The usual one is 64."
         )
-    dim = options.early_stop_dim
-    if dim is None:
-        return
-    if dim not in nesting_dims:
-        raise DimensionError(
-            f"`early_stop_dim` must be one of the nesting dims {','.join(map(str, nesting_dims))}, got {dim}."
-        )
-    if not has_validation:
+    num_batches = max(1, num_pairs // batch_size)
+    if num_batches < num_processes:
         raise TrainingError(
-            f"`early_stop_dim` {dim} needs a validation value of that prefix, got none. "
-            f"Hold some data out, or train without --early-stop-dim."
+            f"an epoch must have at least one batch for each process, got {num_batches} batches for "
+            f"{num_processes} processes. Take smaller batches, more data or fewer processes."
         )
 
 
@@ -249,13 +270,31 @@ def _export(
     """Save the model folder; `nestling.json` comes last and says that all else is there."""
     transformer = model.transformers_model
     if transformer is not None:
-        transformer.config.is_matryoshka = True
-        transformer.config.matryoshka_dimensions = list(manifest.nesting_dims)
+        _say_where_it_is_cut(transformer.config, manifest.nesting_dims)
+    start_replacing(out)
     with naming_write_errors(out):
         model.save_pretrained(str(out), create_model_card=False)
     manifest = stamp(out, manifest)
     write_model_card(out, manifest, training_data=training_data, command=command)
     manifest.save(out)
+
+
+def _say_where_it_is_cut(config: Any, nesting_dims: tuple[int, ...]) -> None:
+    config.is_matryoshka = len(nesting_dims) > 1
+    if config.is_matryoshka:
+        config.matryoshka_dimensions = list(nesting_dims)
+    elif hasattr(config, "matryoshka_dimensions"):
+        # The base was nested; readers take the mere presence of widths for a yes.
+        del config.matryoshka_dimensions
+
+
+@contextmanager
+def _forgetting_precision() -> Iterator[None]:
+    """Let the next training choose its number format: the Trainer sets it for the whole process."""
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state()
 
 
 @contextmanager

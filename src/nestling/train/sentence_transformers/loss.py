@@ -34,7 +34,8 @@ class SentenceTransformersLoss(nn.Module):
         model: The model that is trained; the Trainer may put a wrapped one in its place.
         nested: The nested loss.
         step: Of the loss; `step_callback` keeps it up to date.
-        last: Of the last batch that was trained on, before gradients of it were taken.
+        last: Of the last batch that was trained on, before gradients of it were taken: the total is
+            what is minimised, self-distillation included; `by_dim` are those of the nested loss.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class SentenceTransformersLoss(nn.Module):
         Raises:
             MissingExtraError: If transformers is not installed.
         """
-        from nestling.train.sentence_transformers_callbacks import StepCallback
+        from nestling.train.sentence_transformers.callbacks import StepCallback
 
         return StepCallback(self)
 
@@ -146,8 +147,6 @@ class SentenceTransformersLoss(nn.Module):
         """Return the total, and what each prefix adds to it, detached; 0 for those not drawn."""
         value = self._value(embeddings, labels, step)
         total = value.total
-        if self.model.training:
-            self.last = LossValue(total.detach(), value.by_dim)
         shares = {f"loss_dim_{dim}": torch.zeros_like(total.detach()) for dim in self.nesting.dims}
         for position, weight in zip(*self.nesting.at_step(step), strict=True):
             name = f"loss_dim_{self.nesting.dims[position]}"
@@ -159,6 +158,8 @@ class SentenceTransformersLoss(nn.Module):
             added = self.self_distillation_weight * distilled.total
             shares["loss_self_distillation"] = added.detach()
             total = total + added
+        if self.model.training:
+            self.last = LossValue(total.detach(), value.by_dim)
         return total, shares
 
     def _value(

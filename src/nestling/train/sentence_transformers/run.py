@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from nestling.core.progress import Progress
+from nestling.core.progress import Progress, silent
 from nestling.data import Task
 from nestling.data.training_pairs import TrainingPairs
 from nestling.errors import MissingExtraError
-from nestling.measure.environment import describe_environment
 from nestling.train.job import LoopOptions
 from nestling.train.record import TrainingRecord
 from nestling.train.schedule import rate_factor
-from nestling.train.sentence_transformers_callbacks import (
+from nestling.train.sentence_transformers.callbacks import (
     CheckpointCallback,
     FiniteCallback,
-    PrefixEvaluator,
     RecordCallback,
     StepCallback,
 )
-from nestling.train.sentence_transformers_checkpoints import SealedCheckpoint, find_checkpoint
-from nestling.train.sentence_transformers_loss import SentenceTransformersLoss
-from nestling.train.settings import as_json
+from nestling.train.sentence_transformers.checkpoints import SealedCheckpoint, find_checkpoint
+from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
+from nestling.train.sentence_transformers.validation import PrefixEvaluator
+from nestling.train.settings import as_json, describe_machine
 
 try:
     import datasets
@@ -48,14 +49,27 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 @final
 class SeededBatches(DefaultBatchSampler):
-    """Batches in an order that is a function of seed and epoch, so that a resumed run needs no memory."""
+    """Batches in an order that is a function of seed and epoch, so that a resumed run needs no memory.
 
-    def __init__(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> None:
+    Each process gets as many as the others: up to one less than there are processes is left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool,
+        *,
+        num_processes: int = 1,
+        **options: Any,
+    ) -> None:
         super().__init__(dataset, batch_size, drop_last, **options)
         self._num_rows = len(dataset)
+        self._num_processes = num_processes
 
     def __len__(self) -> int:
-        return max(1, self._num_rows // self.batch_size)
+        num_batches = count_batches(self._num_rows, self.batch_size)
+        return num_batches // self._num_processes * self._num_processes
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self._num_rows)
@@ -102,12 +116,19 @@ class TrainerRun:
         device: str | None,
         progress: Progress,
     ) -> None:
+        state = PartialState()
+        self._settings = settings
+        self._nesting_dims = loss.nesting.dims
+        self._num_batches = count_batches(len(pairs.anchors), batch_size)
         self._model = model
         self._options = options
-        self._settings = settings
         self._folder = folder
-        self._progress = progress
-        self._dims = loss.nesting.dims
+        self._progress = progress if state.is_main_process else silent
+        self._steps_per_epoch = self._num_batches // state.num_processes
+        self._continuation = {
+            "job": dict(settings),
+            "loop": _decisive(options, self._num_batches, state.num_processes),
+        }
         args = SentenceTransformerTrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=batch_size,
@@ -115,7 +136,7 @@ class TrainerRun:
             max_grad_norm=options.max_grad_norm or 0.0,
             bf16=options.precision == "bfloat16",
             seed=options.seed,
-            batch_sampler=SeededBatches,
+            batch_sampler=partial(SeededBatches, num_processes=state.num_processes),
             prompts=_prompts(model),
             save_strategy="epoch",
             # The best one and the newest stay, and the one before, lest the newest be half-written.
@@ -128,51 +149,62 @@ class TrainerRun:
             report_to="none",
             disable_tqdm=True,
             use_cpu=device == "cpu",
+            dataloader_drop_last=state.num_processes > 1,
             dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
         )
-        self._continuation = {"job": dict(settings), "loop": _decisive(options, args.world_size)}
-        self._record = RecordCallback(loss, options, progress, _environment(model, options, args))
-        self._num_batches = max(1, len(pairs.anchors) // batch_size // args.world_size)
+        # Several accelerators in one process would be one larger batch, and fewer steps.
+        args._n_gpu = min(args.n_gpu, 1)
         self._trainer = _Trainer(
             model=model,
             args=args,
             train_dataset=_dataset(pairs),
             loss=loss,
-            evaluator=None if validation is None else PrefixEvaluator(validation, self._dims),
-            callbacks=[
-                StepCallback(loss),
-                FiniteCallback(loss),
-                self._record,
-                CheckpointCallback(options.checkpoint_every_s, self._continuation, self._record),
-            ],
+            evaluator=None
+            if validation is None
+            else PrefixEvaluator(validation, self._nesting_dims),
+            callbacks=[StepCallback(loss), FiniteCallback(loss)],
             optimizers=self._make_optimizers(),
         )
         self._trainer.remove_callback(PrinterCallback)
+        environment = {
+            **describe_machine(self._trainer.accelerator, options),
+            "sentence-transformers": sentence_transformers.__version__,
+        }
+        self._record = RecordCallback(loss, options, self._progress, environment)
+        checkpoints = CheckpointCallback(
+            options.checkpoint_every_s,
+            self._continuation,
+            self._record,
+            steps_per_epoch=self._steps_per_epoch,
+        )
+        for callback in (self._record, checkpoints):
+            self._trainer.add_callback(callback)
 
-    @property
-    def is_main_process(self) -> bool:
-        """Whether it is this process that writes."""
-        return bool(self._trainer.is_world_process_zero())
-
-    def run(self, warn: Callable[[str], object]) -> TrainingRecord:
+    def run(self, warn: Callable[[str], object], *, restart: bool = False) -> TrainingRecord:
         """Train, or go on with what was begun; afterwards the model has the weights to keep.
 
         Args:
             warn: Told of checkpoints that were passed over, and of another machine.
+            restart: Begin anew where the checkpoints are of another run, and remove them.
 
         Raises:
             TrainingError: See `train_sentence_transformer`.
         """
-        found = find_checkpoint(self._folder, self._continuation, warn)
+        seen: list[SealedCheckpoint | None] = [None]
+        if PartialState().is_main_process:
+            seen = [find_checkpoint(self._folder, self._continuation, warn, restart=restart)]
+        (found,) = broadcast_object_list(seen)  # one decides for all, and removes what is damaged
         if found is not None:
-            self._record.restore(found.progress, warn)
+            self._record.restore(
+                found.progress, warn if PartialState().is_main_process else _ignore
+            )
         if not self._record.is_finished:
             self._trainer.train(resume_from_checkpoint=found and str(found.path))
         self._take_weights(found)
         return self._finish()
 
     def _make_optimizers(self) -> tuple[Any, Any]:
-        options, num_steps = self._options, self._options.num_epochs * self._num_batches
+        options, num_steps = self._options, self._options.num_epochs * self._steps_per_epoch
         trained = [weights for weights in self._model.parameters() if weights.requires_grad]
         optimizer = torch.optim.AdamW(trained, options.learning_rate, weight_decay=0.0, fused=True)
         factor = partial(_factor, num_steps=num_steps, options=options)
@@ -182,7 +214,7 @@ class TrainerRun:
         """Load the weights of the best epoch, or of the end of a run that was finished before."""
         best = self._record.best_epoch
         if best is not None:
-            path = self._folder / f"checkpoint-{best * self._num_batches}"
+            path = self._folder / f"checkpoint-{best * self._steps_per_epoch}"
         elif found is not None and self._trainer.state.global_step == 0:
             path = found.path
         else:
@@ -193,13 +225,13 @@ class TrainerRun:
     def _finish(self) -> TrainingRecord:
         self._model.eval()
         epochs = self._record.epochs
-        num_steps = len(epochs) * self._num_batches
+        num_steps = len(epochs) * self._steps_per_epoch
         label = f"train | {len(epochs)} of {self._options.num_epochs} epochs, loss {epochs[-1].loss:.3g}"
         self._progress(label, num_steps, num_steps)
         return TrainingRecord(
             settings=self._settings,
             options=asdict(self._options),
-            nesting_dims=self._dims,
+            nesting_dims=self._nesting_dims,
             num_parameters=sum(weights.numel() for weights in self._model.parameters()),
             epochs=tuple(epochs),
             num_steps=num_steps,
@@ -210,29 +242,21 @@ class TrainerRun:
         )
 
 
+def count_batches(num_pairs: int, batch_size: int) -> int:
+    """Return the batches of an epoch: whole ones, or all pairs where they fill none."""
+    return max(1, num_pairs // batch_size)
+
+
 def pick_device(device: str | None) -> torch.device:
     """Return the device that is asked for, or the one the Trainer takes."""
     return torch.device(device or sentence_transformers.util.get_device_name())
 
 
-def _decisive(options: LoopOptions, num_processes: int) -> dict[str, Any]:
-    """Return, as JSON, all options that decide the numbers of a run."""
-    decisive = {**asdict(options), "num_processes": num_processes}
+def _decisive(options: LoopOptions, num_batches: int, num_processes: int) -> dict[str, Any]:
+    """Return, as JSON, all that decides the numbers of a run besides the settings of the job."""
+    decisive = {**asdict(options), "num_batches": num_batches, "num_processes": num_processes}
     del decisive["checkpoint_every_s"]
     return as_json(decisive)
-
-
-def _environment(model: Any, options: LoopOptions, args: Any) -> dict[str, Any]:
-    device = model.device
-    is_cuda = device.type == "cuda"
-    return {
-        **describe_environment(seed=options.seed, command=None),
-        "torch": str(torch.__version__),
-        "sentence-transformers": sentence_transformers.__version__,
-        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
-        "num_threads": torch.get_num_threads(),
-        "num_processes": args.world_size,
-    }
 
 
 def _factor(step: int, *, num_steps: int, options: LoopOptions) -> float:
@@ -257,3 +281,7 @@ def _prompts(model: Any) -> dict[str, str]:
         "negative": of_document,
     }
     return {column: prompt for column, prompt in prompts.items() if prompt}
+
+
+def _ignore(message: str) -> None:
+    """A message that another process tells already."""
