@@ -13,7 +13,14 @@ def test_everything_a_user_needs_works_here() -> None:
     report = json.loads(result.stdout)
     assert result.exit_code == 0, report
     assert {check["name"] for check in report["checks"]} >= {"python", "kernel", "model", "cache"}
-    assert {extra["name"] for extra in report["extras"]} == {"openai", "onnx", "parquet", "st"}
+    assert {extra["name"] for extra in report["extras"]} == {
+        "openai",
+        "onnx",
+        "parquet",
+        "st",
+        "train",
+        "train-st",
+    }
 
 
 def test_a_broken_part_is_named_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,9 @@ def small_pairs(num_pairs=120, seed=0, with_negatives=False):
         words = generator.choice(WORDS, 3, replace=False)
         other = generator.choice(WORDS, 4)
         hard = " ".join(other) if with_negatives and number % 2 else ""
-        rows.append((f"{' '.join(words)} {number}", f"{words[0]} the {words[2]} {words[1]} {number}", hard))
+        rows.append(
+            (f"{' '.join(words)} {number}", f"{words[0]} the {words[2]} {words[1]} {number}", hard)
+        )
     return make_pairs(rows, source="handmade")
 
 

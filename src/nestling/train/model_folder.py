@@ -1,7 +1,6 @@
 """The life of a model folder: made way for, trained in, stamped when it is complete."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,29 +15,6 @@ from nestling.search.folder import locked
 
 CHECKPOINT_FOLDER = "checkpoints"
 """Below the model folder, until the model is finished."""
-
-
-def make_way(out: Path, *, files: Sequence[str], overwrite: bool) -> None:
-    """Refuse a folder that holds a finished model, or remove the model; never anything else in it.
-
-    Args:
-        out: The folder; it need not exist.
-        files: Names of the files a model of this kind consists of.
-        overwrite: Whether to remove a finished model and any checkpoints.
-
-    Raises:
-        WriteError: If a finished model is there and `overwrite` is false.
-    """
-    if overwrite:
-        with naming_write_errors(out):
-            # The manifest first: without it, what is left is no model.
-            for name in (MANIFEST_FILE, *files):
-                (out / name).unlink(missing_ok=True)
-            shutil.rmtree(out / CHECKPOINT_FOLDER, ignore_errors=True)
-    elif (out / MANIFEST_FILE).exists():
-        raise WriteError(
-            f"{out} holds a finished model and is never overwritten silently. Pass --overwrite or another --out."
-        )
 
 
 @contextmanager
