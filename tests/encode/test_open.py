@@ -7,13 +7,13 @@ from nestling.encode import open_encoder
 from nestling.errors import EncoderError
 
 
-@pytest.mark.parametrize("uri", ["wordllama", "word2vec:x", "static:", "nest:folder", ""])
+@pytest.mark.parametrize("uri", ["wordllama", "word2vec:x", "static:", "nests:folder", ""])
 def test_an_unknown_scheme_lists_the_known_ones(uri):
     with pytest.raises(EncoderError) as caught:
         open_encoder(uri)
     assert str(caught.value) == (
-        f"`model` must be one of static:..., st:..., openai:..., onnx:..., vectors:..., got {uri!r}. "
-        f"E.g. static:wordllama."
+        f"`model` must be one of static:..., st:..., openai:..., onnx:..., nest:..., vectors:..., got "
+        f"{uri!r}. E.g. static:wordllama."
     )
 
 

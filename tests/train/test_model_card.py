@@ -28,7 +28,7 @@ def read_card(folder) -> str:
 @pytest.mark.parametrize(
     ("kind", "library", "pipeline"),
     [
-        ("static", "nestling", "feature-extraction"),
+        ("static", "sentence-transformers", "feature-extraction"),
         ("images", "nestling", "image-feature-extraction"),
         ("sentence-transformers", "sentence-transformers", "sentence-similarity"),
     ],
@@ -40,7 +40,7 @@ def test_the_front_matter_is_what_hubs_read(tmp_path, kind, library, pipeline):
     assert data["library_name"] == library
     assert data["pipeline_tag"] == pipeline
     assert "matryoshka" in data["tags"]
-    assert ("sentence-transformers" in data["tags"]) == (kind == "sentence-transformers")
+    assert ("sentence-transformers" in data["tags"]) == (kind != "images")
     assert body.startswith("\n# a model\n")
 
 
@@ -102,7 +102,7 @@ def test_both_ways_to_load_say_that_a_cut_must_be_renormalised(tmp_path):
     assert "take_prefix(vectors, 4, renormalize=True)" in card
     assert "truncate_dim=4" in card
     assert "normalize_embeddings=True" in card
-    write_model_card(tmp_path, make_manifest("static"))
+    write_model_card(tmp_path, make_manifest("images"))
     assert "truncate_dim" not in read_card(tmp_path)
 
 
