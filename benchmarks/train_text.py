@@ -46,12 +46,11 @@ from nestling.core import Dtype  # noqa: E402
 from nestling.data import RetrievalTask, TrainingPairs, open_task, open_training_pairs  # noqa: E402
 from nestling.encode import Encoder  # noqa: E402
 from nestling.encode.static import wordllama_files  # noqa: E402
-from nestling.encode.token_table import TokenTable  # noqa: E402
 from nestling.measure import measure  # noqa: E402
 from nestling.train.static_text import (  # noqa: E402
     STATIC_OPTIONS,
     StaticRecipe,
-    TrainedTable,
+    in_memory_encoder,
     train_static_text,
 )
 
@@ -101,7 +100,7 @@ def train_pilot(pairs: TrainingPairs, seed: int) -> tuple[Encoder, float]:
             loss.backward()
             optimizer.step()
     seconds = time.perf_counter() - started_s
-    return TrainedTable(TokenTable(table.detach().numpy(), tokenizer), DIMS), seconds
+    return in_memory_encoder(table.detach().numpy(), tokenizer, DIMS), seconds
 
 
 def _bag(texts: Sequence[torch.Tensor], table: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,11 @@ from nestling.encode.nest import (
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     WEIGHTS_KEY,
-    StaticNestEncoder,
     open_unstamped,
 )
 from nestling.encode.nest_manifest import MANIFEST_FILE, NestKind, NestManifest
 from nestling.encode.onnx import OnnxEncoder
+from nestling.encode.table_encoder import TableEncoder
 from nestling.errors import EncoderError, FormatError, MissingExtraError
 from tests.encode.graphs import TABLE, WIDTH, save_image_graph, save_tokenizer
 
@@ -61,7 +61,7 @@ def reseal(folder: Path, **changes: object) -> None:
 
 def test_a_static_model_opens_and_reads_texts_of_any_length(static):
     encoder = open_encoder(f"nest:{static}")
-    assert isinstance(encoder, StaticNestEncoder)
+    assert isinstance(encoder, TableEncoder)
     assert (encoder.embed_dim, encoder.nesting_dims, encoder.max_tokens) == (
         WIDTH,
         (2, WIDTH),

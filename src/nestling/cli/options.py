@@ -119,6 +119,47 @@ json_option = click.option(
 )
 
 
+LOOP_CHOICES = ("learning_rate", "seed", "early_stop_dim", "patience", "precision")
+"""Options of a training that are fields of `LoopOptions` by the same name."""
+
+_LOOP_OPTIONS = (
+    click.option(
+        "--early-stop-dim",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Stop when this width no longer gets better on what is held out.",
+    ),
+    click.option(
+        "--patience",
+        type=click.IntRange(min=1),
+        default=2,
+        show_default=True,
+        help="Epochs to wait for that.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Number format of the products in training.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Same seed, same model.",
+    ),
+)
+
+
+def loop_options(function: Callable[..., None]) -> Callable[..., None]:
+    """How every training may be stopped early, how precise it is, and its seed."""
+    for option in reversed(_LOOP_OPTIONS):
+        function = option(function)
+    return function
+
+
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[DEBUG_KEY] = value
 

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from nestling.cli.inputs import command_line
 from nestling.cli.options import (
+    LOOP_CHOICES,
     FloatList,
     IntList,
     OutputPath,
     debug_option,
     json_option,
+    loop_options,
     overwrite_option,
 )
 from nestling.cli.terminal import print_json, print_table, progress_bars, sparkline, talk
@@ -28,8 +30,6 @@ STARTS: dict[str, Literal["scratch", "wordllama"]] = {
     "static": "scratch",
     "static:wordllama": "wordllama",
 }
-LOOP_CHOICES = ("learning_rate", "seed", "early_stop_dim", "patience", "precision")
-"""Options that are fields of `LoopOptions` by the same name."""
 
 
 @click.command(
@@ -129,33 +129,7 @@ Run the same command again after a crash or a kill: it goes on from the last che
     metavar="SHARE",
     help="Pairs held out and measured after each epoch; 0 for none.",
 )
-@click.option(
-    "--early-stop-dim",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Stop when this width no longer gets better on the pairs held out.",
-)
-@click.option(
-    "--patience",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Epochs to wait for that.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Number format of the products in training.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Same seed, same model.",
-)
+@loop_options
 @overwrite_option
 @json_option
 @debug_option

@@ -1,87 +1,25 @@
 """`nest:<dir>`: a model that was trained here."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from nestling.core import Fingerprint, Space
-from nestling.data.types import Inputs
-from nestling.encode.batches import hash_files, origin_of, reason_of, texts_only
+from nestling.encode.batches import hash_files, origin_of, reason_of
 from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
 from nestling.encode.onnx import OnnxEncoder
-from nestling.encode.protocol import Encoder, Role
+from nestling.encode.protocol import Encoder
 from nestling.encode.st import SentenceTransformersEncoder
+from nestling.encode.table_encoder import TableEncoder
 from nestling.encode.token_table import TokenTable
 from nestling.errors import EncoderError, FormatError
 
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS_KEY = "embedding.weight"
-
-
-class StaticNestEncoder:
-    """A token table trained here, run in NumPy; sentence-transformers loads the same folder."""
-
-    def __init__(
-        self, folder: Path, manifest: NestManifest, *, max_tokens: int | None = None
-    ) -> None:
-        self._uri = f"nest:{folder}"
-        self._nesting_dims = manifest.nesting_dims
-        weights = folder / WEIGHTS_FILE
-        tokenizer = folder / TOKENIZER_FILE
-        self._table = _open_table(weights, tokenizer, uri=self._uri, max_tokens=max_tokens)
-        embed_dim = self._table.vectors.shape[1]
-        if embed_dim != manifest.embed_dim:
-            raise FormatError(
-                f"{weights} must be {manifest.embed_dim} wide as {folder / MANIFEST_FILE} says, got "
-                f"{embed_dim}. Train the model again, or copy it again."
-            )
-        self._fingerprint = Fingerprint(
-            space=Space(
-                model=manifest.model,
-                revision=hash_files([weights, tokenizer]),
-                pooling="mean",
-                normalization=manifest.normalization,
-                embed_dim=embed_dim,
-            ),
-            encoder={"backend": "static", "max_tokens": str(max_tokens)},
-            origin=origin_of("nest", str(folder)),
-        )
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """The table, by the hash of its files."""
-        return self._fingerprint
-
-    @property
-    def embed_dim(self) -> int:
-        """Full width."""
-        return self._table.vectors.shape[1]
-
-    @property
-    def nesting_dims(self) -> tuple[int, ...]:
-        """The widths it was trained at."""
-        return self._nesting_dims
-
-    @property
-    def max_tokens(self) -> int | None:
-        """None unless asked for: a mean reads texts of any length."""
-        return self._table.max_tokens
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text."""
-        return self._table.count_tokens(texts)
-
-    def encode(
-        self, inputs: Inputs, *, role: Role, ids: Sequence[str] | None = None
-    ) -> Float32[np.ndarray, "inputs {self.embed_dim}"]:
-        """Return unit rows; a text without tokens gives a zero row."""
-        return self._table.encode(texts_only(inputs, model=self._uri))
 
 
 def open_nest(name: str, *, max_tokens: int | None = None) -> Encoder:
@@ -123,10 +61,36 @@ def open_unstamped(
     Training uses it to find out the fingerprint that it then stamps on the folder.
     """
     if manifest.kind == "static":
-        return StaticNestEncoder(folder, manifest, max_tokens=max_tokens)
+        return _open_static(folder, manifest, max_tokens=max_tokens)
     if manifest.kind == "images":
         return OnnxEncoder(str(folder), max_tokens=max_tokens)
     return SentenceTransformersEncoder(str(folder), max_tokens=max_tokens)
+
+
+def _open_static(folder: Path, manifest: NestManifest, *, max_tokens: int | None) -> TableEncoder:
+    name = f"nest:{folder}"
+    weights, tokenizer = folder / WEIGHTS_FILE, folder / TOKENIZER_FILE
+    table = _open_table(weights, tokenizer, uri=name, max_tokens=max_tokens)
+    embed_dim = table.vectors.shape[1]
+    if embed_dim != manifest.embed_dim:
+        raise FormatError(
+            f"{weights} must be {manifest.embed_dim} wide as {folder / MANIFEST_FILE} says, got "
+            f"{embed_dim}. Train the model again, or copy it again."
+        )
+    fingerprint = Fingerprint(
+        space=Space(
+            model=manifest.model,
+            revision=hash_files([weights, tokenizer]),
+            pooling="mean",
+            normalization=manifest.normalization,
+            embed_dim=embed_dim,
+        ),
+        encoder={"backend": "static", "max_tokens": str(max_tokens)},
+        origin=origin_of("nest", str(folder)),
+    )
+    return TableEncoder(
+        table, fingerprint=fingerprint, nesting_dims=manifest.nesting_dims, name=name
+    )
 
 
 def _open_table(weights: Path, tokenizer: Path, *, uri: str, max_tokens: int | None) -> TokenTable:

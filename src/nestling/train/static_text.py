@@ -16,10 +16,9 @@ from torch import Tensor, nn, optim
 
 from nestling.core import Dtype, Fingerprint, Space, check_nesting_dims
 from nestling.core.progress import Progress, silent
-from nestling.data import Inputs, RetrievalTask, TrainingPairs
-from nestling.encode import Role
-from nestling.encode.batches import texts_only
+from nestling.data import RetrievalTask, TrainingPairs
 from nestling.encode.static import wordllama_files
+from nestling.encode.table_encoder import TableEncoder
 from nestling.encode.token_table import TokenTable
 from nestling.errors import DataError, DimensionError, TrainingError
 from nestling.measure import measure
@@ -190,58 +189,33 @@ class StaticTextJob:
             return None
         return quality_by_dim(self.token_encoder(), self._validation, self.nesting_dims)
 
-    def token_encoder(self) -> "TrainedTable":
+    def token_encoder(self) -> TableEncoder:
         """Return the encoder as it stands, in NumPy."""
-        return TrainedTable(TokenTable(self.encoder.vectors(), self.tokenizer), self.nesting_dims)
+        return in_memory_encoder(self.encoder.vectors(), self.tokenizer, self.nesting_dims)
 
     def _tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         return TokenizedTexts(self.tokenizer, texts, max_tokens=self.recipe.max_tokens)
 
 
-class TrainedTable:
-    """A token table that is still in memory, as an `Encoder`."""
-
-    def __init__(self, table: TokenTable, nesting_dims: tuple[int, ...]) -> None:
-        self._table = table
-        self._nesting_dims = nesting_dims
-        space = Space(
-            model="in training",
-            revision="",
-            pooling="mean",
-            normalization="l2",
-            embed_dim=self.embed_dim,
-        )
-        self._fingerprint = Fingerprint(space=space, encoder={"backend": "static"})
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """A passing one: the vectors are not stored."""
-        return self._fingerprint
-
-    @property
-    def embed_dim(self) -> int:
-        """Full width."""
-        return self._table.vectors.shape[1]
-
-    @property
-    def nesting_dims(self) -> tuple[int, ...]:
-        """Widths it is trained at."""
-        return self._nesting_dims
-
-    @property
-    def max_tokens(self) -> int | None:
-        """None: a mean reads texts of any length."""
-        return None
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text."""
-        return self._table.count_tokens(texts)
-
-    def encode(
-        self, inputs: Inputs, *, role: Role, ids: Sequence[str] | None = None
-    ) -> Float32[np.ndarray, "inputs {self.embed_dim}"]:
-        """Return unit rows."""
-        return self._table.encode(texts_only(inputs, model="a static model"))
+def in_memory_encoder(
+    vectors: Float32[np.ndarray, "tokens embed_dim"],
+    tokenizer: Tokenizer,
+    nesting_dims: tuple[int, ...],
+) -> TableEncoder:
+    """Return a table that is in no folder yet as an encoder, for vectors that are not stored."""
+    space = Space(
+        model="in training",
+        revision="",
+        pooling="mean",
+        normalization="l2",
+        embed_dim=vectors.shape[1],
+    )
+    return TableEncoder(
+        TokenTable(vectors, tokenizer),
+        fingerprint=Fingerprint(space=space, encoder={"backend": "static"}),
+        nesting_dims=nesting_dims,
+        name="a static model",
+    )
 
 
 class _LossOfText(nn.Module):
@@ -284,7 +258,7 @@ class _LossOfText(nn.Module):
 
 
 def quality_by_dim(
-    encoder: TrainedTable, task: RetrievalTask, dims: Sequence[int]
+    encoder: TableEncoder, task: RetrievalTask, dims: Sequence[int]
 ) -> dict[int, float]:
     """Return nDCG@10 of every prefix of the vectors in float32."""
     results = measure(
