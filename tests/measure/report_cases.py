@@ -18,7 +18,14 @@ SPACE = Space(
     normalization="l2",
     embed_dim=256,
 )
-_NOISE = {Dtype.FLOAT32: 0.0, Dtype.FLOAT16: 0.001, Dtype.INT8: 0.004, Dtype.BINARY: 0.07}
+_NOISE = {
+    Dtype.FLOAT32: 0.0,
+    Dtype.FLOAT16: 0.001,
+    Dtype.INT8: 0.004,
+    Dtype.INT4: 0.02,
+    Dtype.BINARY: 0.07,
+    Dtype.ROTATED_BINARY: 0.06,
+}
 
 
 def make_results(

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from nestling.core import (
+    CODECS,
     Dtype,
-    Int8Codec,
     cosine_scores,
     normalize,
     pack_signs,
+    random_rotation,
     unpack_signs,
 )
 from nestling.measure import cuts as cuts_module
@@ -21,6 +22,8 @@ from nestling.measure.cuts import (
     sample_rows,
     take_signs,
 )
+from nestling.search import derive_tier, open_tier
+from nestling.search.engines.flat import FlatEngine
 
 DIMS = (8, 16, 64)
 
@@ -41,6 +44,29 @@ def test_every_family_is_there_and_the_reference_comes_first(nested_vectors):
         *(("random", "float32", draw, DIMS[:-1]) for draw in range(NUM_RANDOM_DRAWS)),
     ]
     assert len({cut.name for cut in cuts}) == len(cuts)
+
+
+def test_int4_and_rotated_binary_come_with_prefix_and_pca(nested_vectors):
+    dtypes = [Dtype.INT4, Dtype.ROTATED_BINARY]
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=dtypes, seed=0)
+    per_width = [(dim,) for dim in DIMS]
+    assert [(cut.family, str(cut.dtype), cut.dims) for cut in cuts if cut.family != "random"] == [
+        ("prefix", "float32", DIMS),
+        ("prefix", "int4", DIMS),
+        *(("prefix", "rotated-binary", dims) for dims in per_width),
+        ("prefix", "int8", (64,)),
+        ("prefix", "binary", (64,)),
+        ("pca", "float32", DIMS),
+        ("pca", "int4", DIMS),
+        *(("pca", "rotated-binary", dims) for dims in per_width),
+    ]
+    assert len({cut.name for cut in cuts}) == len(cuts)
+
+
+def test_nothing_is_beside_the_prefixes_without_baselines(nested_vectors):
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=list(Dtype), seed=0, baselines=False)
+    assert {cut.family for cut in cuts} == {"prefix"}
+    assert [cut.dtype for cut in cuts if cut.dims == DIMS] == list(Dtype)[:-1]
 
 
 def test_full_width_baselines_are_there_even_if_not_asked_for(nested_vectors):
@@ -79,11 +105,10 @@ def test_pca_weighs_long_rows_like_short_ones(nested_vectors):
     assert abs(aligned) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_int8_is_decoded_and_the_query_stays_float(nested_vectors, nested_queries):
-    cut = find(
-        make_cuts(nested_vectors, dims=DIMS, dtypes=[Dtype.INT8], seed=0), "prefix", Dtype.INT8
-    )
-    codec = Int8Codec.calibrate(nested_vectors)
+@pytest.mark.parametrize("dtype", CODECS)
+def test_codes_are_decoded_and_the_query_stays_float(dtype, nested_vectors, nested_queries):
+    cut = find(make_cuts(nested_vectors, dims=DIMS, dtypes=[dtype], seed=0), "prefix", dtype)
+    codec = CODECS[dtype].calibrate(nested_vectors)
     np.testing.assert_array_equal(
         cut.corpus_side(nested_vectors), codec.decode(codec.encode(nested_vectors)[0])
     )
@@ -96,6 +121,62 @@ def test_pca_int8_is_calibrated_after_the_rotation(nested_vectors):
     rotated = float32.corpus_side(nested_vectors)
     half_step = np.abs(rotated).max(axis=0) / 127 / 2
     assert (np.abs(int8.corpus_side(nested_vectors) - rotated) <= half_step * 1.001).all()
+
+
+@pytest.mark.parametrize("dtype", CODECS)
+def test_prefixes_are_calibrated_on_the_whole_corpus_as_an_index_is(dtype, nested_vectors):
+    sample = nested_vectors[:50]
+    cuts = make_cuts(sample, dims=DIMS, dtypes=[dtype], seed=0, corpus=nested_vectors)
+    codec = CODECS[dtype].calibrate(nested_vectors)
+    expected = codec.decode(codec.encode(nested_vectors)[0])
+    np.testing.assert_array_equal(find(cuts, "prefix", dtype).corpus_side(nested_vectors), expected)
+
+
+@pytest.mark.parametrize("family", ["prefix", "pca"])
+def test_rotated_binary_takes_signs_inside_the_prefix(family, nested_vectors, nested_queries):
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=[Dtype.ROTATED_BINARY], seed=0)
+    (basis,) = [cut.turn.basis for cut in cuts if isinstance(cut.turn, Rotation)][:1]
+    if family == "prefix":
+        basis = np.eye(64)
+    for dim in DIMS:
+        (cut,) = [
+            cut
+            for cut in cuts
+            if (cut.family, cut.dims, cut.dtype.value) == (family, (dim,), "rotated-binary")
+        ]
+        rows = (nested_vectors @ basis)[:, :dim] @ random_rotation(dim)
+        queries = (nested_queries @ basis)[:, :dim] @ random_rotation(dim)
+        signs = cut.corpus_side(nested_vectors)[:, :dim]
+        clear = np.abs(rows) > 1e-6
+        np.testing.assert_array_equal(signs[clear], np.where(rows > 0, 1, -1)[clear])
+        np.testing.assert_allclose(cut.query_side(nested_queries)[:, :dim], queries, atol=1e-6)
+        assert cut.query_side(nested_queries).shape == nested_queries.shape
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in Dtype if dtype is not Dtype.FLOAT16])
+@pytest.mark.parametrize("dim", [8, 15, 64])
+def test_a_cut_scores_as_a_tier_does(tmp_path, nested_vectors, nested_queries, dtype, dim):
+    dims = tuple(sorted({dim, 64}))
+    cuts = make_cuts(nested_vectors[:99], dims=dims, dtypes=[dtype], seed=0, corpus=nested_vectors)
+    (cut,) = [
+        cut for cut in cuts if (cut.family, cut.dtype) == ("prefix", dtype) and dim in cut.dims
+    ]
+    measured = cosine_scores(cut.query_side(nested_queries), cut.corpus_side(nested_vectors), dim)
+    derive_tier(nested_vectors, tmp_path, dim=dim, dtype=dtype)
+    found = FlatEngine.build(open_tier(nested_vectors, tmp_path, dim=dim, dtype=dtype)).search(
+        nested_queries, 50
+    )
+    np.testing.assert_allclose(
+        found.scores, np.take_along_axis(measured, found.rows, axis=1), atol=1e-6
+    )
+
+
+def test_int4_clips_by_design_and_tells_nobody(nested_vectors):
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=[Dtype.INT4], seed=0)
+    cut = find(cuts, "prefix", Dtype.INT4)
+    cut.corpus_side(100.0 * nested_vectors)
+    assert cut.num_clipped == 0
+    assert clipping_notes(cuts) == []
 
 
 def test_clipped_values_are_counted_and_told(nested_vectors):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from nestling.core import Dtype, Int8Codec, take_prefix
+from nestling.core import Dtype, Int4Codec, Int8Codec, random_rotation, take_prefix
 from nestling.measure.cuts import make_cuts
 from nestling.measure.metrics import spearman
 from nestling.measure.pairs import measure_pairs
@@ -25,22 +25,27 @@ def cosines(left: np.ndarray, right: np.ndarray, dim: int) -> np.ndarray:
 def test_each_row_equals_a_cosine_from_scratch(pairs):
     left, right, gold = pairs
     sample = np.concatenate([left, right])
-    cuts = make_cuts(sample, dims=DIMS, dtypes=[Dtype.INT8, Dtype.FLOAT16], seed=0)
+    cuts = make_cuts(sample, dims=DIMS, dtypes=list(Dtype), seed=0)
     measured = measure_pairs(
         left, right, cuts, metric="spearman", judge=lambda scores: spearman(gold, scores)
     )
-    codec = Int8Codec.calibrate(sample)
+    codec, int4 = Int8Codec.calibrate(sample), Int4Codec.calibrate(sample)
     coded = {
         Dtype.FLOAT32: right,
         Dtype.FLOAT16: right.astype(np.float16).astype(np.float32),
         Dtype.INT8: codec.decode(codec.encode(right)[0]),
+        Dtype.INT4: int4.decode(int4.encode(right)[0]),
         Dtype.BINARY: np.where(right > 0, 1, -1).astype(np.float32),
     }
     values, vectors = np.linalg.eigh((sample.T @ sample).astype(np.float64))
     basis = vectors[:, np.argsort(-values)]
     checked = 0
     for row in measured:
-        if row.family == "prefix":
+        if row.dtype is Dtype.ROTATED_BINARY and row.family == "prefix":
+            turn = random_rotation(row.dim)
+            signs = np.where(right[:, : row.dim] @ turn > 0, 1, -1).astype(np.float32)
+            expected = cosines(left[:, : row.dim] @ turn, signs, row.dim)
+        elif row.family == "prefix":
             expected = cosines(left, coded[row.dtype], row.dim)
         elif (row.family, row.dtype) == ("pca", Dtype.FLOAT32):
             expected = cosines(left @ basis, right @ basis, row.dim)
@@ -50,5 +55,5 @@ def test_each_row_equals_a_cosine_from_scratch(pairs):
         assert row.metrics["spearman"] == pytest.approx(
             spearmanr(gold, expected).statistic, abs=1e-6
         ), (row.family, row.dtype, row.dim)
-    assert checked == 3 * 3 + 1 + 3
+    assert checked == len(Dtype) * 3 + 3
     assert {row.dim for row in measured if row.family == "random"} == {4, 16}

@@ -25,9 +25,7 @@ def measured(nested_vectors, nested_queries):
 
 
 def test_every_cut_ranks_as_from_scratch(nested_vectors, nested_queries):
-    cuts = make_cuts(
-        nested_vectors, dims=DIMS, dtypes=[Dtype.FLOAT16, Dtype.INT8, Dtype.BINARY], seed=0
-    )
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=list(Dtype), seed=0)
     rankings = rank(nested_vectors, nested_queries, cuts, 20, progress=silent)
     assert set(rankings) == {cut.name for cut in cuts}
     for cut in cuts:
@@ -73,6 +71,21 @@ def test_funnels_have_a_head_each_and_the_full_width_is_none(measured):
     ]
     assert {row.shortlist_size for row in measured if row.family == "funnel"} == {50}
     assert {row.shortlist_size for row in measured if row.family != "funnel"} == {None}
+
+
+def test_a_funnel_may_start_with_either_new_format(nested_vectors, nested_queries):
+    dtypes = [Dtype.INT4, Dtype.ROTATED_BINARY]
+    cuts = make_cuts(nested_vectors, dims=DIMS, dtypes=dtypes, seed=0)
+    measured = measure_search(
+        nested_vectors, nested_queries, cuts, judge=judge, shortlist_size=50, progress=silent
+    )
+    for family in ("prefix", "pca", "funnel"):
+        found = [
+            (str(row.dtype), row.dim)
+            for row in measured
+            if row.family == family and row.dtype in dtypes
+        ]
+        assert found == [(str(dtype), dim) for dtype in dtypes for dim in DIMS]
 
 
 def test_a_funnel_finds_what_its_shortlist_holds(nested_vectors, nested_queries, measured):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from nestling.core import Dtype, Int8Codec, bytes_per_vector
+from nestling.core import Dtype, Int4Codec, Int8Codec, bytes_per_vector, random_rotation
 from nestling.data import RetrievalTask, SelfTask
 from nestling.encode import Encoder, encode_corpus, open_encoder
 from nestling.errors import (
@@ -18,7 +18,7 @@ from nestling.errors import (
     VectorError,
 )
 from nestling.measure import Results, measure
-from nestling.measure.cuts import NUM_RANDOM_DRAWS
+from nestling.measure.cuts import NUM_RANDOM_DRAWS, Rotation
 from nestling.measure.results import Row
 from tests.measure.small_tasks import (
     TableEncoder,
@@ -42,7 +42,7 @@ def encoder() -> Encoder:
 @pytest.fixture(scope="module")
 def retrieval_results(encoder) -> Results:
     # Binary only at full width: 16 signs of float16 weights tie too often to compare rankings.
-    dtypes = (Dtype.FLOAT32, Dtype.FLOAT16, Dtype.INT8)
+    dtypes = (Dtype.FLOAT32, Dtype.FLOAT16, Dtype.INT8, Dtype.INT4, Dtype.ROTATED_BINARY)
     return measure(encoder, retrieval_task(), dims=DIMS, dtypes=dtypes, shortlist_size=30)
 
 
@@ -57,6 +57,7 @@ class Scratch:
         self.basis = vectors[:, np.argsort(-values)]
         rotated = (documents @ self.basis).astype(np.float32)
         pca_codec = Int8Codec.calibrate(rotated)
+        int4, pca_int4 = Int4Codec.calibrate(documents), Int4Codec.calibrate(rotated)
         self.coded = {
             ("prefix", "float32"): documents,
             ("prefix", "float16"): documents.astype(np.float16),
@@ -64,9 +65,17 @@ class Scratch:
             ("prefix", "binary"): np.where(documents > 0, 1, -1),
             ("pca", "float32"): rotated,
             ("pca", "int8"): pca_codec.decode(pca_codec.encode(rotated)[0]),
+            ("prefix", "int4"): int4.decode(int4.encode(documents)[0]),
+            ("pca", "int4"): pca_int4.decode(pca_int4.encode(rotated)[0]),
         }
 
     def rank(self, family: str, dtype: str, dim: int, columns: Any = None) -> np.ndarray:
+        if dtype == "rotated-binary":
+            # An eigenvector may point either way, and which way it does changes these bits.
+            basis = Rotation.fit_pca(self.documents).basis if family == "pca" else np.eye(256)
+            turn = basis[:, :dim] @ random_rotation(dim)
+            signs = np.where(self.documents @ turn > 0, 1, -1)
+            return self._order(signs, self.queries @ turn, dim)
         documents = self.coded["prefix" if columns is not None else family, dtype]
         queries = self.queries @ self.basis if family == "pca" else self.queries
         if columns is not None:
@@ -88,7 +97,8 @@ class Scratch:
         left, right = (side[:, :dim].astype(np.float64) for side in (queries, documents))
         left /= np.linalg.norm(left, axis=1, keepdims=True)
         right /= np.linalg.norm(right, axis=1, keepdims=True)
-        return np.argsort(-(left @ right.T), axis=1, kind="stable")
+        # Rounded, so that documents of equal signs tie, and the lower row comes first.
+        return np.argsort(-np.round(left @ right.T, 10), axis=1, kind="stable")
 
 
 def ndcg_at_10(order: list[int], grades: Mapping[str, int]) -> float:
@@ -149,10 +159,11 @@ def test_every_row_equals_an_evaluation_from_scratch(encoder, retrieval_results)
             for query, name in enumerate(task.query_ids)
         ]
         # A rotated value on the edge between two codes may fall to either side.
-        tolerance = 5e-3 if (row.family, row.dtype) == ("pca", Dtype.INT8) else 1e-6
+        is_on_edge = row.dtype in (Dtype.INT8, Dtype.INT4) and row.family == "pca"
+        tolerance = 5e-3 if is_on_edge else 1e-6
         assert row.per_query is not None
         np.testing.assert_allclose(
-            row.per_query, values, rtol=0, atol=tolerance, err_msg=f"{row.family} {row.metric}"
+            row.per_query, values, rtol=0, atol=tolerance, err_msg=f"{cut} {row.metric}"
         )
         assert row.value == pytest.approx(np.mean(values), abs=tolerance)
         assert row.bytes_per_vector == bytes_per_vector(row.dtype, row.dim)
@@ -160,11 +171,11 @@ def test_every_row_equals_an_evaluation_from_scratch(encoder, retrieval_results)
 
 def test_what_is_in_the_table(retrieval_results):
     found = {(row.family, row.dim, str(row.dtype)) for row in retrieval_results.rows}
-    formats = ("float32", "float16", "int8")
+    formats = ("float32", "float16", "int8", "int4", "rotated-binary")
     expected = {("prefix", 256, "binary"), ("funnel", 256, "binary")}
     expected |= {("prefix", dim, dtype) for dim in DIMS for dtype in formats}
     expected |= {("funnel", dim, dtype) for dim in DIMS for dtype in formats}
-    expected |= {("pca", dim, dtype) for dim in DIMS for dtype in ("float32", "int8")}
+    expected |= {("pca", dim, dtype) for dim in DIMS for dtype in formats if dtype != "float16"}
     expected |= {("random", dim, "float32") for dim in DIMS[:-1]}
     assert found == expected - {("funnel", 256, "float32")}
     assert {row.metric for row in retrieval_results.rows} == {

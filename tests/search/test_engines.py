@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.core import Dtype, Int8Codec, TopK, cosine_scores, top_k, unpack_signs
+from nestling.core import (
+    Dtype,
+    Int4Codec,
+    Int8Codec,
+    TopK,
+    cosine_scores,
+    random_rotation,
+    top_k,
+    unpack_nibbles,
+    unpack_signs,
+)
 from nestling.errors import FormatError, MissingExtraError
 from nestling.search import Engine, Tier, derive_tier, engine_class, open_tier
 from nestling.search.engines import DEFAULT_ENGINE, ENGINES
@@ -31,6 +41,12 @@ def judge(tier: Tier, queries: np.ndarray, k: int) -> TopK:
     """The naive twin: decode everything, score everything, sort everything."""
     if tier.dtype is Dtype.BINARY:
         values = unpack_signs(tier.codes, tier.dim)
+    elif tier.dtype is Dtype.ROTATED_BINARY:
+        values = unpack_signs(tier.codes, tier.dim)
+        queries = queries[:, : tier.dim] @ random_rotation(tier.dim)
+    elif tier.dtype is Dtype.INT4:
+        assert tier.scale is not None
+        values = Int4Codec(tier.scale).decode(unpack_nibbles(tier.codes, tier.dim))
     elif tier.scale is not None:
         values = Int8Codec(tier.scale).decode(tier.codes)
     else:
@@ -69,7 +85,7 @@ def test_finds_what_a_full_sort_finds(engine: type[Engine], tier: Tier) -> None:
     assert found.rows.shape == found.scores.shape == (7, 10)
     assert found.rows.dtype == np.int64
     assert found.scores.dtype == np.float32
-    if tier.dtype is Dtype.BINARY:  # 2^16 possible rows: ties everywhere, judged below
+    if "binary" in tier.dtype:  # 2^16 possible rows: ties everywhere, judged below
         np.testing.assert_allclose(found.scores, judge(tier, queries, 10).scores, atol=1e-6)
     elif tier.dtype is Dtype.FLOAT16:
         np.testing.assert_allclose(found.scores, judge(tier, queries, 10).scores, atol=1e-3)
@@ -101,7 +117,10 @@ def test_places_beyond_the_rows_are_empty(engine: type[Engine], tier: Tier, k: i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ties_go_to_the_lower_row(engine: type[Engine], dtype: Dtype, tmp_path: Path) -> None:
-    tier = make_tier(tied_rows(NUM_ROWS, DIM), tmp_path / "tier", dtype)
+    # Exact are int4 steps of 1, as rows of 7 have them, and a rotation in one dimension.
+    size = 7.0 if dtype is Dtype.INT4 else 1.0
+    dim = 1 if dtype is Dtype.ROTATED_BINARY else DIM
+    tier = make_tier(size * tied_rows(NUM_ROWS, DIM), tmp_path / "tier", dtype, dim)
     queries = tied_rows(20, DIM, seed=1)
     if dtype is Dtype.INT8:  # its norms are not exact, but equal codes score the same
         tier = make_tier(np.repeat(tied_rows(3, DIM), 100, axis=0), tmp_path / "few", dtype)

@@ -3,7 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling.core import Dtype, Int8Codec, bytes_per_vector, cosine_scores, unpack_signs
+from nestling.core import (
+    CODECS,
+    Dtype,
+    bytes_per_vector,
+    cosine_scores,
+    random_rotation,
+    unpack_signs,
+)
 from nestling.errors import DimensionError
 from nestling.search import derive_tier, open_tier
 from nestling.search.rowfile import NOTHING
@@ -14,9 +21,13 @@ from tests.search.support import DTYPES, random_rows
 def decoded(rows: np.ndarray, dim: int, dtype: Dtype) -> np.ndarray:
     """What a tier's rows stand for, the slow way."""
     prefixes = rows[:, :dim]
-    if dtype is Dtype.INT8:
-        codec = Int8Codec.calibrate(prefixes)
+    if dtype in CODECS:
+        codec = CODECS[dtype].calibrate(prefixes)
         return codec.decode(codec.encode(prefixes)[0])
+    if dtype is Dtype.ROTATED_BINARY:
+        # Turned back instead of turning the query.
+        signs = np.where(prefixes @ random_rotation(dim) > 0, 1, -1).astype(np.float32)
+        return signs @ random_rotation(dim).T
     if dtype is Dtype.BINARY:
         return unpack_signs(np.packbits(prefixes > 0, axis=1), dim)
     unit = prefixes / np.linalg.norm(prefixes, axis=1, keepdims=True)
@@ -90,7 +101,7 @@ def test_chunks_leave_no_trace(
 def test_zero_prefixes_score_zero(tmp_path: Path) -> None:
     rows = random_rows(3, 40)
     rows[1, :16] = 0.0
-    for dtype in (Dtype.FLOAT32, Dtype.FLOAT16, Dtype.INT8):
+    for dtype in (Dtype.FLOAT32, Dtype.FLOAT16, Dtype.INT8, Dtype.INT4):
         (tmp_path / dtype).mkdir()
         derive_tier(rows, tmp_path / dtype, dim=16, dtype=dtype)
         tier = open_tier(rows, tmp_path / dtype, dim=16, dtype=dtype)
@@ -108,6 +119,16 @@ def test_values_outside_the_int8_range_are_clipped_and_counted(tmp_path: Path) -
     beyond = tier.encode(10.0 * np.abs(rows).max(axis=0, keepdims=True))
     assert beyond.num_clipped == 16
     assert (beyond.codes == 127).all()
+
+
+def test_values_outside_the_int4_range_are_clipped_and_not_counted(tmp_path: Path) -> None:
+    rows = random_rows(50, 40)
+    derive_tier(rows, tmp_path, dim=16, dtype=Dtype.INT4)
+    tier = open_tier(rows, tmp_path, dim=16, dtype=Dtype.INT4)
+    assert tier.encode(rows).num_clipped == 0
+    beyond = tier.encode(10.0 * np.abs(rows).max(axis=0, keepdims=True))
+    assert beyond.num_clipped == 0
+    assert (beyond.codes == 0x77).all()
 
 
 def test_append_continues_length_and_checksum(tmp_path: Path) -> None:

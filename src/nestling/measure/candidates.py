@@ -12,6 +12,9 @@ from nestling.measure.results import Results, Row
 FAMILIES = ("prefix", "funnel")
 """What is decided; baselines are measured for comparison only."""
 
+SIGNS = (Dtype.BINARY, Dtype.ROTATED_BINARY)
+"""Formats that are tested in a chain of their own."""
+
 MIN_QUERIES = 10
 """Fewer can certify nothing below a loss of a quarter."""
 
@@ -51,13 +54,25 @@ def find_candidates(results: Results, reference: Row) -> list[Row]:
 def split_into_chains(candidates: Sequence[Row]) -> list[list[Row]]:
     """Return the chains of one family, each in the order of testing; empty ones are left out.
 
-    float32, float16 and int8 form one chain, by width and then bytes, descending. Binary forms its
-    own, since it may fail where narrower cuts in other formats hold.
+    The first to fail ends its chain, so each chain should go from safer to riskier; and its order
+    must not depend on a measured value, or nothing is certified. It is fixed by width, bytes and
+    name of the format alone.
+
+    float32, float16, int8 and int4 form one chain, by width and then bytes, descending: fewer bits
+    at one width are expected to lose less than the next narrower width does. Sign bits are not, so
+    they would end that chain where narrower cuts in other formats hold. Binary and rotated binary
+    form a chain each: at equal widths and bytes, which of them loses less differs from model to
+    model.
     """
-    ordered = sorted(candidates, key=lambda row: (-row.dim, -row.bytes_per_vector))
-    binary = [row for row in ordered if row.dtype == Dtype.BINARY]
-    wider = [row for row in ordered if row.dtype != Dtype.BINARY]
-    return [chain for chain in (wider, binary) if chain]
+    formats = list(Dtype)
+    ordered = sorted(
+        candidates,
+        key=lambda row: (-row.dim, -row.bytes_per_vector, formats.index(row.dtype)),
+    )
+    chains: dict[Dtype | None, list[Row]] = {None: [], **{dtype: [] for dtype in SIGNS}}
+    for row in ordered:
+        chains[row.dtype if row.dtype in SIGNS else None].append(row)
+    return [chain for chain in chains.values() if chain]
 
 
 def values_per_query(rows: Sequence[Row]) -> Float64[np.ndarray, "rows queries"]:

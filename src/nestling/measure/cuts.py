@@ -4,20 +4,30 @@ A prefix is only worth having if it beats what anybody can do to any vector at t
 bytes: rotate by PCA and cut, pick coordinates at random, or keep the full width in fewer bits.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from nestling.core import Dtype, Int8Codec, Projection, normalize
+from nestling.core import (
+    CODECS,
+    Dtype,
+    Projection,
+    ScalarCodec,
+    normalize,
+    random_rotation,
+)
 
 SAMPLE_ROWS = 10_000
 """Corpus rows that the PCA rotation is fitted on; all of a smaller corpus."""
 
 NUM_RANDOM_DRAWS = 5
 """Random choices of coordinates whose scores are averaged."""
+
+PCA_DTYPES = (Dtype.FLOAT32, Dtype.INT8, Dtype.INT4, Dtype.ROTATED_BINARY)
+"""Formats that PCA is measured in if they are asked for."""
 
 Vectors = Float[np.ndarray, "rows embed_dim"]
 Chunk = Float32[np.ndarray, "rows embed_dim"]
@@ -46,6 +56,24 @@ class Rotation:
         return self._turn(rows)
 
 
+class PrefixRotation:
+    """The rotation inside the prefix of one width, perhaps of coordinates in another basis.
+
+    What lies behind the prefix is zero: these rows are compared at this width alone.
+    """
+
+    def __init__(self, dim: int, basis: Float32[np.ndarray, "embed_dim embed_dim"] | None) -> None:
+        rotation = random_rotation(dim)
+        self._turn = Projection(rotation if basis is None else basis[:, :dim] @ rotation)
+
+    def __call__(self, rows: Chunk) -> Chunk:
+        """Return the rows with their prefix rotated."""
+        height, dim = self._turn.matrix.shape
+        turned = np.zeros_like(rows)
+        turned[:, :dim] = self._turn(rows[:, :height])
+        return turned
+
+
 class Shuffle:
     """Coordinates in a random order, so that a prefix is a random choice of them."""
 
@@ -57,14 +85,14 @@ class Shuffle:
         return rows[:, self.order]
 
 
-class Int8Coder:
-    """Round to int8 codes and back; may be called from several threads.
+class Coder:
+    """Round to integer codes and back; may be called from several threads.
 
     Attributes:
         num_clipped: Values outside the calibrated range among all rows coded so far.
     """
 
-    def __init__(self, codec: Int8Codec) -> None:
+    def __init__(self, codec: ScalarCodec) -> None:
         self.codec = codec
         self.num_clipped = 0
         self._lock = Lock()
@@ -112,12 +140,14 @@ class Cut:
     @property
     def name(self) -> str:
         """Unique among the cuts of one sweep."""
-        return f"{self.family} {self.dtype} {self.draw}"
+        return f"{self.family} {self.dtype} {self.dims} {self.draw}"
 
     @property
     def num_clipped(self) -> int:
-        """Values clipped so far; 0 for formats that clip nothing."""
-        return self.code.num_clipped if isinstance(self.code, Int8Coder) else 0
+        """Values that int8 clipped so far; 0 for other formats. int4 clips by design."""
+        if self.dtype is Dtype.INT8 and isinstance(self.code, Coder):
+            return self.code.num_clipped
+        return 0
 
     @property
     def is_plain(self) -> bool:
@@ -135,43 +165,42 @@ class Cut:
 
 
 def make_cuts(
-    sample: Chunk,
+    sample: Float32[np.ndarray, "kept embed_dim"],
     *,
     dims: Sequence[int],
     dtypes: Sequence[Dtype],
     seed: int,
-    codec: Int8Codec | None = None,
+    corpus: Vectors | None = None,
     baselines: bool = True,
 ) -> list[Cut]:
     """Return the cuts to compare; the first is the float32 prefix, which holds the reference.
 
     Prefixes in every format, and the full width in int8 and binary in any case; PCA in float32,
-    and in int8 if that is asked for; random coordinates in float32, drawn `NUM_RANDOM_DRAWS`
-    times, below the full width (all coordinates in another order are the full width once more).
+    and in int8, int4 and rotated binary if they are asked for; random coordinates in float32, drawn
+    `NUM_RANDOM_DRAWS` times, below the full width (all coordinates in another order are the full
+    width once more). A cut in rotated binary has one width, since its bits do not nest.
 
     Args:
         sample: Corpus rows that the rotation is fitted on.
         dims: Ascending widths, the last the full one.
         dtypes: Number formats asked for; float32 is always among them.
         seed: Of the random draws.
-        codec: int8 of the prefixes, calibrated as an index does, on the whole corpus; None
-            calibrates it on the sample.
+        corpus: What int8 and int4 are calibrated on for the prefixes, as an index does: all rows
+            of the corpus. None takes the sample.
         baselines: False leaves the prefixes in the formats asked for, and nothing beside them.
     """
     widths = tuple(dims)
     asked = {Dtype.FLOAT32, *dtypes}
-    codec = codec or Int8Codec.calibrate(sample)
-    cuts = [_cut("prefix", dtype, codec, dims=widths) for dtype in Dtype if dtype in asked]
+    always = {Dtype.INT8, Dtype.BINARY} - asked if baselines else set()
+    codecs = _calibrate(sample if corpus is None else corpus, asked | always)
+    cuts = _family("prefix", [dtype for dtype in Dtype if dtype in asked], widths, codecs)
+    cuts += _family("prefix", [dtype for dtype in Dtype if dtype in always], widths[-1:], codecs)
     if not baselines:
         return cuts
-    for dtype in (Dtype.INT8, Dtype.BINARY):
-        if dtype not in asked:
-            cuts.append(_cut("prefix", dtype, codec, dims=widths[-1:]))
     rotation = Rotation.fit_pca(sample)
-    rotated_codec = Int8Codec.calibrate(rotation(sample))
-    for dtype in (Dtype.FLOAT32, Dtype.INT8):
-        if dtype in asked:
-            cuts.append(_cut("pca", dtype, rotated_codec, dims=widths, turn=rotation))
+    rotated_dtypes = [dtype for dtype in PCA_DTYPES if dtype in asked]
+    rotated_codecs = _calibrate(rotation(sample), rotated_dtypes)
+    cuts += _family("pca", rotated_dtypes, widths, rotated_codecs, rotation)
     generator = np.random.default_rng(seed)
     for draw in range(NUM_RANDOM_DRAWS if len(widths) > 1 else 0):
         shuffle = Shuffle(generator.permutation(sample.shape[1]))
@@ -199,18 +228,38 @@ def clipping_notes(cuts: Iterable[Cut]) -> list[str]:
     ]
 
 
-def _cut(
+def _calibrate(rows: Vectors, dtypes: Iterable[Dtype]) -> dict[Dtype, ScalarCodec]:
+    return {dtype: CODECS[dtype].calibrate(rows) for dtype in dtypes if dtype in CODECS}
+
+
+def _family(
     family: str,
-    dtype: Dtype,
-    codec: Int8Codec,
-    *,
+    dtypes: Iterable[Dtype],
     dims: tuple[int, ...],
-    turn: Map | None = None,
-) -> Cut:
-    coders: dict[Dtype, Callable[[], Map | None]] = {
-        Dtype.FLOAT32: lambda: None,
-        Dtype.FLOAT16: lambda: round_to_float16,
-        Dtype.INT8: lambda: Int8Coder(codec),
-        Dtype.BINARY: lambda: take_signs,
-    }
-    return Cut(family=family, dtype=dtype, dims=dims, turn=turn, code=coders[dtype]())
+    codecs: Mapping[Dtype, ScalarCodec],
+    rotation: Rotation | None = None,
+) -> list[Cut]:
+    basis = None if rotation is None else rotation.basis
+    cuts = []
+    for dtype in dtypes:
+        if dtype is Dtype.ROTATED_BINARY:
+            cuts += [
+                Cut(
+                    family=family,
+                    dtype=dtype,
+                    dims=(dim,),
+                    turn=PrefixRotation(dim, basis),
+                    code=take_signs,
+                )
+                for dim in dims
+            ]
+        else:
+            code = _code(dtype, codecs)
+            cuts.append(Cut(family=family, dtype=dtype, dims=dims, turn=rotation, code=code))
+    return cuts
+
+
+def _code(dtype: Dtype, codecs: Mapping[Dtype, ScalarCodec]) -> Map | None:
+    if dtype in codecs:
+        return Coder(codecs[dtype])
+    return {Dtype.FLOAT16: round_to_float16, Dtype.BINARY: take_signs}.get(dtype)

@@ -8,7 +8,6 @@ from nestling.core import (
     BadRowPolicy,
     Dtype,
     Fingerprint,
-    Int8Codec,
     check_nesting_dims,
     default_nesting_dims,
 )
@@ -50,7 +49,7 @@ class Options:
             dims=self.widths(corpus.shape[1]),
             dtypes=self.dtypes,
             seed=self.seed,
-            codec=Int8Codec.calibrate(corpus),
+            corpus=corpus,
             baselines=self.baselines,
         )
 

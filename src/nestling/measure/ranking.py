@@ -26,7 +26,7 @@ def rank(
     """Return the k best rows per query with each cut at each of its widths, by name of the cut.
 
     All cuts of the same widths share one pass over the corpus, which may be memory-mapped: it is
-    turned and coded chunk by chunk.
+    turned and coded chunk by chunk. Rotated binary takes a pass of its own per width.
     """
     rankings: dict[str, NestedTopK] = {}
     for dims in dict.fromkeys(cut.dims for cut in cuts):

@@ -207,8 +207,8 @@ class Index:
     ) -> Added:
         """Add documents; when it returns, they are on the disk. All are added, or none.
 
-        An int8 head keeps the scale it was built with. What another process added since this index
-        was opened is seen afterwards.
+        An int8 or int4 head keeps the scale it was built with. What another process added since
+        this index was opened is seen afterwards.
 
         Args:
             vectors: Full-width rows; stored in the float format of the index.

@@ -6,7 +6,8 @@ and multiplied by what turns codes into values), and then
 
     cosine(query, row) = folded_query . codes[row] / norms[row]
 
-where rows without `norms` are of length 1 already (float, and binary once folded).
+where rows without `norms` are of length 1 already (float, and signs once folded). A rotated binary
+tier holds signs of rotated prefixes, so its queries are rotated alike.
 """
 
 from collections.abc import Mapping
@@ -17,10 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int8, UInt8
 
-from nestling.core import Dtype, Int8Codec, check_dim, pack_signs, take_prefix
+from nestling.core import (
+    CODECS,
+    Dtype,
+    bytes_per_vector,
+    check_dim,
+    pack_nibbles,
+    pack_signs,
+    random_rotation,
+    rotate_prefix,
+    take_prefix,
+)
 from nestling.core.progress import Progress, silent
 from nestling.search.rowfile import NOTHING, FileState, RowWriter, read_rows, rows_per_chunk
-from nestling.search.unpack import spread_signs, widen_float16
+from nestling.search.unpack import spread_nibbles, spread_signs, widen_float16
 
 CODES = "codes.bin"
 NORMS = "norms.bin"
@@ -34,18 +45,24 @@ STORED_AS: Mapping[Dtype, Any] = {
     Dtype.FLOAT32: np.float32,
     Dtype.FLOAT16: np.float16,
     Dtype.INT8: np.int8,
+    Dtype.INT4: np.uint8,
     Dtype.BINARY: np.uint8,
+    Dtype.ROTATED_BINARY: np.uint8,
 }
-"""NumPy's name of the numbers that each format is stored in; binary packs eight signs in one."""
+"""NumPy's name of what each format is stored in; a byte packs two int4 codes, or eight signs."""
+
+SIGNS = (Dtype.BINARY, Dtype.ROTATED_BINARY)
+NORM_BYTES = 4
 
 
 class TierRows(NamedTuple):
     """Rows in a tier's format.
 
     Attributes:
-        codes: What is stored per coordinate.
+        codes: What is stored of each row.
         norms: Length of each decoded row, 1 for a zero row; None if the tier keeps no norms.
-        num_clipped: Values outside the calibrated int8 range, which were clipped to it.
+        num_clipped: Values outside the calibrated int8 range, which were clipped to it. int4 clips
+            by design, and counts none.
     """
 
     codes: Codes
@@ -60,10 +77,10 @@ class Tier:
     Attributes:
         dim: Prefix width.
         dtype: Number format.
-        codes: Float rows, int8 codes of the raw coordinates, or packed signs.
+        codes: Float rows, int8 codes of the raw coordinates, packed int4 codes, or packed signs.
         norms: Length of each decoded row, 1 where the row is zero, so that it scores 0. Float rows
             have norms only if the tier is borrowed.
-        scale: Width of one int8 step per dimension; None in other formats.
+        scale: Width of one int8 or int4 step per dimension; None in other formats.
     """
 
     dim: int
@@ -92,26 +109,36 @@ class Tier:
         prefixes = take_prefix(queries.astype(np.float32, copy=False), self.dim, renormalize=True)
         if self.scale is not None:
             return prefixes * self.scale
-        return prefixes / np.float32(self.dim**0.5) if self.dtype is Dtype.BINARY else prefixes
+        if self.dtype is Dtype.ROTATED_BINARY:
+            # Not `rotate_prefix`: a few queries are not worth loading its compiled code for.
+            prefixes = prefixes @ random_rotation(self.dim)
+        return prefixes / np.float32(self.dim**0.5) if self.dtype in SIGNS else prefixes
 
     def unpack(self, start: int, stop: int) -> Float32[np.ndarray, "rows dim"]:
         """Return rows [start, stop) as float32 codes, which are values only up to `scale`."""
         codes = self.codes[start:stop]
-        if self.dtype is Dtype.BINARY:
+        if self.dtype in SIGNS:
             return spread_signs(codes, self.dim)
+        if self.dtype is Dtype.INT4:
+            return spread_nibbles(codes, self.dim)
         if codes.dtype == np.float16:
             return widen_float16(codes)
         return codes.astype(np.float32, copy=False)
 
     def encode(self, vectors: Float[np.ndarray, "rows full"]) -> TierRows:
-        """Return full-width vectors in this tier's format, with this tier's int8 scale."""
+        """Return full-width vectors in this tier's format, with this tier's scale."""
         prefixes = vectors[:, : self.dim].astype(np.float32, copy=False)
         if self.dtype is Dtype.BINARY:
             return TierRows(pack_signs(prefixes), None, 0)
+        if self.dtype is Dtype.ROTATED_BINARY:
+            return TierRows(pack_signs(rotate_prefix(prefixes, self.dim)), None, 0)
         if self.scale is not None:
-            codec = Int8Codec(self.scale)
+            codec = CODECS[self.dtype](self.scale)
             codes, num_clipped = codec.encode(prefixes)
-            return TierRows(codes, _lengths(codec.decode(codes)), num_clipped)
+            norms = _lengths(codec.decode(codes))
+            if self.dtype is Dtype.INT4:
+                return TierRows(pack_nibbles(codes), norms, 0)
+            return TierRows(codes, norms, num_clipped)
         if self.is_borrowed:
             return TierRows(vectors, _lengths(prefixes), 0)
         unit = take_prefix(prefixes, self.dim, renormalize=True)
@@ -157,7 +184,7 @@ def derive_tier(
     """Write the tier of all `vectors` into an existing empty folder, chunk by chunk.
 
     A float tier of the full width in the format of `vectors` is borrowed: it stores norms, no copy.
-    The int8 scale is calibrated on all rows.
+    The int8 scale is calibrated on all rows, the int4 scale on at most 4,096 of them.
 
     Args:
         vectors: Full-width rows, at least one; may be memory-mapped.
@@ -173,7 +200,7 @@ def derive_tier(
         DimensionError: If `dim` is outside [1, full].
     """
     check_dim(dim, vectors.shape[1])
-    scale = Int8Codec.calibrate(vectors[:, :dim]).scale if dtype is Dtype.INT8 else None
+    scale = CODECS[dtype].calibrate(vectors[:, :dim]).scale if dtype in CODECS else None
     tier = _empty_tier(vectors, dim, dtype, scale)
     files: dict[str, FileState] = {}
     if scale is not None:
@@ -195,7 +222,7 @@ def open_tier(
 
     It is read into RAM, but for the codes of a borrowed tier, which stay what `vectors` is.
     """
-    scale = read_rows(folder / SCALE, (dim,), np.float32) if dtype is Dtype.INT8 else None
+    scale = read_rows(folder / SCALE, (dim,), np.float32) if dtype in CODECS else None
     tier = _empty_tier(vectors, dim, dtype, scale)
     codes: Codes = vectors
     if not tier.is_borrowed:
@@ -216,9 +243,10 @@ def _empty_tier(
     full_width = check_dim(dim, vectors.shape[1]) == vectors.shape[1]
     if full_width and vectors.dtype == STORED_AS[dtype]:
         return Tier(dim=dim, dtype=dtype, codes=vectors[:0], norms=no_norms)
-    width = (dim + 7) // 8 if dtype is Dtype.BINARY else dim
-    codes = np.empty((0, width), dtype=STORED_AS[dtype])
     norms = None if scale is None else no_norms
+    code_bytes = bytes_per_vector(dtype, dim) - (0 if norms is None else NORM_BYTES)
+    width = code_bytes // np.dtype(STORED_AS[dtype]).itemsize
+    codes = np.empty((0, width), dtype=STORED_AS[dtype])
     return Tier(dim=dim, dtype=dtype, codes=codes, norms=norms, scale=scale)
 
 

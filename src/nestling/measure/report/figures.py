@@ -14,7 +14,14 @@ from nestling.measure.report.labels import family_label, metric_label
 from nestling.measure.report.series import Point, Series
 from nestling.measure.report.svg import COLORS, DASHES, color_name, inline_svg, swatch
 
-_MARKERS = {Dtype.FLOAT32: "o", Dtype.FLOAT16: "s", Dtype.INT8: "^", Dtype.BINARY: "D"}
+_MARKERS = {
+    Dtype.FLOAT32: "o",
+    Dtype.FLOAT16: "s",
+    Dtype.INT8: "^",
+    Dtype.INT4: "v",
+    Dtype.BINARY: "D",
+    Dtype.ROTATED_BINARY: "X",
+}
 _MAX_MARKERS = 24
 _TICK_LABEL_PX = 52
 

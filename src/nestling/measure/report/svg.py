@@ -31,13 +31,17 @@ DASHES: dict[Dtype, tuple[float, ...]] = {
     Dtype.FLOAT32: (),
     Dtype.FLOAT16: (7.0, 2.5),
     Dtype.INT8: (7.0, 2.5, 1.5, 2.5),
+    Dtype.INT4: (7.0, 2.5, 1.5, 2.5, 1.5, 2.5),
     Dtype.BINARY: (1.5, 2.5),
+    Dtype.ROTATED_BINARY: (1.5, 5.0),
 }
 _SWATCH_MARKERS = {
     Dtype.FLOAT32: "M16 3.2a3.8 3.8 0 1 0 .01 0Z",
     Dtype.FLOAT16: "M12.6 3.6h6.8v6.8h-6.8Z",
     Dtype.INT8: "M16 2.8l4.2 7.6h-8.4Z",
+    Dtype.INT4: "M16 11.2l4.2-7.6h-8.4Z",
     Dtype.BINARY: "M16 2.4l4.4 4.6-4.4 4.6-4.4-4.6Z",
+    Dtype.ROTATED_BINARY: "M14 2.8l2 2 2-2 2.2 2.2-2 2 2 2-2.2 2.2-2-2-2 2-2.2-2.2 2-2-2-2Z",
 }
 
 
