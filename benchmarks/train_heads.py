@@ -12,25 +12,23 @@ Best on a quiet machine; takes a few minutes and 4 GB. `--quick` tries it out in
 
 import argparse
 import os
-import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from report import Seconds, describe_machine, describe_run, ratios, spread, table
 from torch import Tensor, nn, optim
 
 from nestling.train.losses.nested_cross_entropy import NestedCrossEntropy
 from nestling.train.models.nested_head import NestedHead
 
-Seconds = dict[str, list[float]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 TARGETS = {"tied": 1.3, "untied": 2.3}
@@ -220,42 +218,20 @@ def measure_memory(dims: tuple[int, ...], options: argparse.Namespace) -> list[s
 # --- The report --------------------------------------------------------------------------------
 
 
-def describe_machine() -> tuple[str, str]:
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"model name\s*:\s*(.+)", cpuinfo)
-    cpu = named[1].strip() if named else platform.processor() or platform.machine()
-    family = re.search(r"cpu family\s*:\s*(\d+)", cpuinfo)
-    if family:
-        cpu += f" (family {family[1]})"
-    cores = len(os.sched_getaffinity(0))
-    slug = re.sub(r"\W+", "-", cpu.lower()).strip("-")
-    return f"{cpu}, {cores} cores", f"{slug}-{cores}cores"
-
-
-def table(header: str, rows: Sequence[str]) -> str:
-    columns = header.count("|") - 1
-    return "\n".join([header, "|---" * columns + "|", *rows])
-
-
 def ratio(seconds: Seconds, slow: str, fast: str) -> float:
-    return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
-
-
-def spread(values: Sequence[float]) -> str:
-    scaled = [1e3 * value for value in values]
-    return f"{median(scaled):.4g} ({min(scaled):.4g} to {max(scaled):.4g})"
+    return median(ratios(seconds, slow, fast))
 
 
 def ratio_spread(seconds: Seconds, name: str) -> str:
-    ratios = [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
-    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    costs = ratios(seconds, name, "plain")
+    return f"{median(costs):.2f} ({min(costs):.2f} to {max(costs):.2f})"
 
 
 def sides_table(seconds: Seconds) -> str:
     return table(
         "| side | relative to the plain head: median (range) | milliseconds: median (range) |",
         [
-            f"| {text} | {ratio_spread(seconds, name)} | {spread(seconds[name])} |"
+            f"| {text} | {ratio_spread(seconds, name)} | {spread(seconds[name], 1e3, 4)} |"
             for name, text in NAMES.items()
         ],
     )
@@ -299,15 +275,12 @@ def write_report(
     loads: tuple[float, float],
     options: argparse.Namespace,
 ) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("nestling", "torch"))
     machine, _ = describe_machine()
     kinds = ("products", "softmax", "update", "other")
     blocks = [
         "# Classification heads on every prefix",
-        (
-            f"{datetime.now(UTC):%Y-%m-%d}. {machine}, {options.threads} threads. Python "
-            f"{platform.python_version()}, {versions}. One-minute load {loads[0]:.2f} before and "
-            f"{loads[1]:.2f} after."
+        describe_run(
+            machine, num_threads=options.threads, packages=("nestling", "torch"), loads=loads
         ),
         (
             f"`python benchmarks/train_heads.py --rounds {options.rounds} --threads {options.threads}`: "

@@ -2,17 +2,15 @@
 
 import os
 import platform
-import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from report import cpu_name, describe_revision
 from scipy import stats
 from train_images_runs import BENCHES, Run, describe, hash_of_code
 
@@ -325,22 +323,8 @@ def retrieval_table(data: DataSet) -> str:
 
 
 def machine(device: str) -> str:
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"model name\s*:\s*(.+)", cpuinfo)
-    cpu = named[1].strip() if named else platform.processor() or platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    return f"{cpu}, {os.cpu_count()} cores{gpu}"
-
-
-def revision() -> str:
-    shown = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return shown.stdout.strip() or "unknown"
+    return f"{cpu_name()}, {os.cpu_count()} cores{gpu}"
 
 
 def not_run(datasets: Sequence[str]) -> str:
@@ -408,7 +392,7 @@ def write(
         "# Nested image models against rigid ones",
         (
             f"{datetime.now(UTC):%Y-%m-%d}. {machine(device)}. Python {platform.python_version()}, {versions}, "
-            f"revision {revision()}, code {hash_of_code()}. One-minute load {loads[0]:.2f} before and {loads[1]:.2f} "
+            f"revision {describe_revision() or 'unknown'}, code {hash_of_code()}. One-minute load {loads[0]:.2f} before and {loads[1]:.2f} "
             f"after. `{command}`."
         ),
         not_run(datasets),

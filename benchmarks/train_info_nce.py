@@ -13,20 +13,18 @@ Best on a quiet machine; takes about two minutes and 2 GB.
 
 import argparse
 import os
-import platform
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from report import Seconds, describe_machine, describe_run, ratios, spread, table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,7 +36,6 @@ TEMPERATURE = 0.05
 # For a while after a call, threads of OpenMP spin in wait for the next one.
 PAUSE_S = 0.05
 
-Seconds = dict[str, list[float]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -169,15 +166,6 @@ def time_in_turn(jobs: dict[str, Callable[[], object]], rounds: int) -> Seconds:
     return seconds
 
 
-def ratios(seconds: Seconds, slow: str, fast: str) -> list[float]:
-    return [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-
-
-def spread(values: Sequence[float], unit: float = 1) -> str:
-    scaled = [value * unit for value in values]
-    return f"{median(scaled):.3g} ({min(scaled):.3g} to {max(scaled):.3g})"
-
-
 # --- Memory ------------------------------------------------------------------------------------
 
 CHILD = """
@@ -226,23 +214,6 @@ def measure_memory(options: argparse.Namespace) -> dict[str, dict[int, float]]:
 # --- The report --------------------------------------------------------------------------------
 
 
-def describe_machine() -> tuple[str, str]:
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"model name\s*:\s*(.+)", cpuinfo)
-    cpu = named[1].strip() if named else platform.processor() or platform.machine()
-    family = re.search(r"cpu family\s*:\s*(\d+)", cpuinfo)
-    if family:
-        cpu += f" (family {family[1]})"
-    cores = len(os.sched_getaffinity(0))
-    slug = re.sub(r"\W+", "-", cpu.lower()).strip("-")
-    return f"{cpu}, {cores} cores", f"{slug}-{cores}cores"
-
-
-def table(header: str, rows: Sequence[str]) -> str:
-    columns = header.count("|") - 1
-    return "\n".join([header, "|---" * columns + "|", *rows])
-
-
 def verdicts(timed: dict[str, Seconds]) -> str:
     lines = []
     for question, seconds in timed.items():
@@ -287,18 +258,16 @@ def write_report(
     loads: tuple[float, float],
     options: argparse.Namespace,
 ) -> str:
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("nestling", "torch", "sentence-transformers")
-    )
     dims = nesting_dims(options.dim)
     matrix_mb = options.batch**2 * 4 / 2**20
     gradients_mb = 2 * options.batch * options.dim * 4 / 2**20
     blocks = [
         "# Contrastive losses on every prefix",
-        (
-            f"{datetime.now(UTC):%Y-%m-%d}. {describe_machine()[0]}, {options.threads} threads. Python "
-            f"{platform.python_version()}, {versions}. One-minute load {loads[0]:.2f} before and "
-            f"{loads[1]:.2f} after."
+        describe_run(
+            describe_machine()[0],
+            num_threads=options.threads,
+            packages=("nestling", "torch", "sentence-transformers"),
+            loads=loads,
         ),
         (
             f"`python benchmarks/train_info_nce.py --rounds {options.rounds} --batch {options.batch} --dim "

