@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nestling.encode import VectorFolder
+from nestling.encode import VectorFolder, encode_corpus
 from nestling.encode.blocks import ROWS_FILE, find_damage, parse_rows, read_blocks, read_span
+from tests.encode.adapters import save_adapter
+from tests.encode.fakes import FakeEncoder, make_corpus, make_texts
 from tests.encode.killed_child import BLOCK_ROWS
 
 NUM_KILLS = 20
@@ -19,10 +21,10 @@ ROW_BYTES = 256 * 4
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start encoding into a folder in a process of its own; return its id and how to wait for it."""
+def start(request):
+    """Start work in a process of its own; return its id and how to wait for it."""
     parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.encode.killed_child"],
+        [sys.executable, "-m", f"tests.encode.{request.param}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -38,8 +40,8 @@ def start(tmp_path):
         requests.flush()
         return int(answers.readline())
 
-    def start_one(folder: Path, log: Path):
-        return ask(f"{folder} {log}"), lambda: ask("how did it end?")
+    def start_one(*arguments: object):
+        return ask(" ".join(map(str, arguments))), lambda: ask("how did it end?")
 
     with parent:
         yield start_one
@@ -62,6 +64,7 @@ def read_log(log: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.mark.parametrize("start", ["killed_child"], indirect=True)
 def test_killed_at_twenty_random_moments_the_bytes_are_those_of_an_undisturbed_run(start, tmp_path):
     began = time.monotonic()
     _, wait = start(tmp_path / "undisturbed", tmp_path / "undisturbed.log")
@@ -99,3 +102,38 @@ def test_killed_at_twenty_random_moments_the_bytes_are_those_of_an_undisturbed_r
         assert len(set(all_encoded)) == num_unique
         VectorFolder.open(folder).verify()
     assert num_lost <= NUM_KILLS * BLOCK_ROWS
+
+
+@pytest.mark.parametrize("start", ["killed_adaptation"], indirect=True)
+def test_an_adaptation_killed_at_random_moments_ends_in_the_same_bytes(start, tmp_path):
+    encoder = FakeEncoder(embed_dim=64)
+    vectors = encode_corpus(encoder, make_corpus(make_texts(1500)), tmp_path / "vectors").folder
+    uri = save_adapter(tmp_path / "adapter", encoder.fingerprint)
+    began = time.monotonic()
+    _, wait = start(uri, vectors.path, tmp_path / "undisturbed", tmp_path / "undisturbed.log")
+    assert wait() == 0
+    whole_run_s = time.monotonic() - began
+    expected = contents(tmp_path / "undisturbed")
+
+    moments = random.Random(0)
+    num_kills, num_rounds = 0, 0
+    while num_kills < NUM_KILLS:
+        num_rounds += 1
+        folder, log = tmp_path / f"round_{num_rounds}", tmp_path / f"round_{num_rounds}.log"
+        code, killed = None, 0
+        while code != 0:
+            before = read_blocks(folder, may_be_torn=True) if folder.exists() else []
+            process, wait = start(uri, vectors.path, folder, log)
+            if num_kills < NUM_KILLS:
+                time.sleep(moments.uniform(0.0, whole_run_s / 3))
+                os.kill(process, signal.SIGKILL)
+            code = wait()
+            assert code in {0, -signal.SIGKILL}
+            killed += code != 0
+            num_kills += code != 0
+            after = read_blocks(folder, may_be_torn=True) if folder.exists() else []
+            assert after[: len(before)] == before, "a finished block was lost"
+        assert contents(folder) == expected
+        num_mapped = sum(map(int, read_log(log)))
+        assert 1500 <= num_mapped <= 1500 + killed * BLOCK_ROWS, "finished rows were mapped again"
+        VectorFolder.open(folder).verify()

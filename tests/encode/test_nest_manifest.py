@@ -42,10 +42,11 @@ def saved(folder: Path, **changes: object) -> Path:
     st.sets(st.integers(1, 512), min_size=1),
     st.sampled_from(["l2", "none"]),
     st.booleans(),
+    st.sampled_from([None, FINGERPRINT]),
     st.text(),
 )
 def test_what_is_loaded_is_what_was_saved(
-    tmp_path_factory, kind, widths, normalization, stamped, text
+    tmp_path_factory, kind, widths, normalization, stamped, parent, text
 ):
     folder = tmp_path_factory.mktemp("nest")
     manifest = NestManifest(
@@ -56,6 +57,7 @@ def test_what_is_loaded_is_what_was_saved(
         normalization=normalization,
         fingerprint=FINGERPRINT if stamped else None,
         training={"data": text},
+        parent=parent,
     )
     manifest.save(folder)
     assert NestManifest.load(folder) == manifest

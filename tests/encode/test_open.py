@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from nestling.encode import open_encoder
+from nestling.core import Fingerprint, Space
+from nestling.encode import open_encoder, reopen_encoder
 from nestling.errors import EncoderError
 
 
@@ -25,6 +26,23 @@ def test_a_base_url_is_for_apis_only():
 def test_max_tokens_must_be_positive():
     with pytest.raises(EncoderError, match="`max_tokens` must be at least 1, got 0"):
         open_encoder("static:wordllama", max_tokens=0)
+
+
+def test_an_encoder_is_opened_again_as_it_was():
+    for asked, wanted in ((None, None), (5, "5")):
+        first = open_encoder("static:wordllama", max_tokens=asked)
+        again = reopen_encoder(first.fingerprint)
+        assert again is not None
+        assert again.fingerprint == first.fingerprint
+        assert again.fingerprint.encoder["max_tokens"] == str(wanted)
+        shorter = reopen_encoder(first.fingerprint, max_tokens=3)
+        assert shorter is not None
+        assert shorter.max_tokens == 3
+
+
+def test_vectors_that_do_not_say_who_made_them_open_nothing():
+    space = Space(model="m", revision="1", pooling="none", normalization="l2", embed_dim=4)
+    assert reopen_encoder(Fingerprint(space=space, encoder={})) is None
 
 
 def test_importing_the_room_and_opening_the_table_imports_no_heavy_part():

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nestling.cli.inputs import chunking_for, open_encoder_and_corpus, reopen_encoder, talk_about
+from nestling.cli.inputs import chunking_for, open_encoder_and_corpus, talk_about
 from nestling.cli.options import (
     OutputPath,
     bad_rows_option,
@@ -26,6 +26,7 @@ from nestling.encode import (
     encode_corpus,
     open_encoder,
     open_stored,
+    reopen_encoder,
 )
 from nestling.errors import WriteError
 from nestling.search import Index, Plan

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from nestling.cli.terminal import talk
-from nestling.core import Fingerprint
 from nestling.core.progress import Progress
 from nestling.data import Chunking, Corpus, SelfTask, Task, open_corpus, open_task
 from nestling.encode import Encoded, Encoder, open_encoder, truncation_notes
@@ -45,24 +44,6 @@ def open_encoder_and_task(
             f"--task {task} holds texts or images: name a --model to encode them with."
         )
     return encoder, opened
-
-
-def reopen_encoder(
-    fingerprint: Fingerprint, *, base_url: str | None, max_tokens: int | None
-) -> Encoder | None:
-    """Open the encoder that made some vectors as it was then; None if they do not say which.
-
-    What is given here replaces what they say.
-    """
-    origin = fingerprint.origin
-    if "model" not in origin:
-        return None
-    limit = fingerprint.encoder.get("max_tokens", "")
-    return open_encoder(
-        origin["model"],
-        base_url=base_url or origin.get("base_url"),
-        max_tokens=max_tokens or (int(limit) if limit.isdigit() else None),
-    )
 
 
 def talk_about(encoded: Encoded, corpus: Corpus | None, *, encoder: Encoder | None) -> None:

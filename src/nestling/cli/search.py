@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from nestling.cli.inputs import reopen_encoder
 from nestling.cli.options import debug_option, encoder_options, json_option, model_option
 from nestling.cli.terminal import print_json, talk
-from nestling.encode import open_encoder
+from nestling.encode import open_encoder, reopen_encoder
 from nestling.search import Hit, Index
 
 SNIPPET_CHARS = 160

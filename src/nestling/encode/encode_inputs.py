@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from nestling.core import BadRowPolicy, Dtype, Fingerprint, check_rows
 from nestling.core.progress import Progress, silent
 from nestling.data.types import Corpus, Inputs, content_hash
+from nestling.encode.adapt_vectors import adapt_vectors
+from nestling.encode.adapted import AdaptedEncoder
 from nestling.encode.fill_folder import Encoded, fill_folder
 from nestling.encode.job import EncodeJob
 from nestling.encode.protocol import Encoder, Role
@@ -133,7 +135,7 @@ def embed(
     # A folder that lacks rows may be used as it is only by those who let them be dropped, and one
     # that lacks them all by nobody; `fill_folder` finds the words for both.
     if folder is None or len(folder) < (len(names) if bad_rows == "error" else 1):
-        folder = fill_folder(job, path).folder
+        folder = _fill_cached(job, path, cache=cache).folder
     if len(folder) == len(names):
         return Embedded(vectors=folder.vectors, kept=np.arange(len(names)))
     have = set(folder.doc_ids)
@@ -167,6 +169,24 @@ def _open_cached(path: Path) -> VectorFolder | None:
         return None
 
 
+def _fill_cached(job: EncodeJob, path: Path, *, cache: Path) -> Encoded:
+    if not isinstance(job.encoder, AdaptedEncoder):
+        return fill_folder(job, path)
+    # What the parent has encoded before is there already, and may have been paid for.
+    parent = job.encoder.parent_encoder
+    embed(
+        parent,
+        job.inputs,
+        role=job.role,
+        ids=job.ids,
+        cache=cache,
+        bad_rows=job.bad_rows,
+        progress=job.progress,
+    )
+    vectors = cache_folder(parent.fingerprint, job.corpus_hash, job.role, root=cache)
+    return adapt_vectors(job.encoder, vectors, path, bad_rows=job.bad_rows, progress=job.progress)
+
+
 def _embed_in_memory(job: EncodeJob) -> Embedded:
     total = len(job.ids)
     vectors = np.empty((total, job.encoder.embed_dim), dtype=np.float32)
@@ -175,7 +195,7 @@ def _embed_in_memory(job: EncodeJob) -> Embedded:
     job.progress(job.label, 0, total)
     stop = 0
     while stop < total:
-        places = job.block_from(stop)
+        places = job.block_from(stop, most_rows=job.block_rows)
         made = job.encode(places)
         keep = check_rows(made, job.ids[stop : places.stop], policy=job.bad_rows)
         new = slice(num_kept, num_kept + int(keep.sum()))

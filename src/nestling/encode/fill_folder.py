@@ -17,7 +17,7 @@ from nestling.encode.folder_places import (
     read_own_manifest,
     remove_parts,
 )
-from nestling.encode.job import EncodeJob
+from nestling.encode.job import FolderJob
 from nestling.encode.known_rows import KnownRows
 from nestling.encode.vector_folder import MANIFEST_FILE, STORED_DTYPES, Manifest, VectorFolder
 from nestling.errors import FormatError, VectorError, WriteError
@@ -43,7 +43,7 @@ class Encoded:
     dropped_ids: tuple[str, ...]
 
 
-def fill_folder(job: EncodeJob, out: Path) -> Encoded:
+def fill_folder(job: FolderJob, out: Path) -> Encoded:
     """Encode the inputs of a job into the folder `out`, or finish what an earlier run began there.
 
     If `out` holds another state of the inputs by the same encoder, or a finished folder with
@@ -65,7 +65,7 @@ def fill_folder(job: EncodeJob, out: Path) -> Encoded:
             places.out.mkdir(exist_ok=True)
         found = read_own_manifest(places.out, job.manifest)
         if found is not None and _needs_rebuild(places.out, found, job):
-            if found.corpus_hash != job.corpus_hash:
+            if found.corpus_hash != job.manifest.corpus_hash:
                 _check_not_a_stranger(job, places)
             encoded = _rebuild(job, places)
         elif found is not None and found.complete:
@@ -77,8 +77,8 @@ def fill_folder(job: EncodeJob, out: Path) -> Encoded:
     return _checked(encoded, job)
 
 
-def _needs_rebuild(out: Path, found: Manifest, job: EncodeJob) -> bool:
-    if found.corpus_hash != job.corpus_hash:
+def _needs_rebuild(out: Path, found: Manifest, job: FolderJob) -> bool:
+    if found.corpus_hash != job.manifest.corpus_hash:
         return True
     if not found.complete:
         return False
@@ -89,7 +89,7 @@ def _needs_rebuild(out: Path, found: Manifest, job: EncodeJob) -> bool:
     return False
 
 
-def _check_not_a_stranger(job: EncodeJob, places: FolderPlaces) -> None:
+def _check_not_a_stranger(job: FolderJob, places: FolderPlaces) -> None:
     """Refuse to replace vectors of inputs of which none is among the new ones.
 
     A corpus that was edited shares most of its texts; one that shares none was not meant.
@@ -107,7 +107,7 @@ def _check_not_a_stranger(job: EncodeJob, places: FolderPlaces) -> None:
         )
 
 
-def _rebuild(job: EncodeJob, places: FolderPlaces) -> Encoded:
+def _rebuild(job: FolderJob, places: FolderPlaces) -> Encoded:
     with naming_write_errors(places.next):
         places.set_stale_aside(job.manifest)
         places.next.mkdir(exist_ok=True)
@@ -118,7 +118,7 @@ def _rebuild(job: EncodeJob, places: FolderPlaces) -> Encoded:
     return replace(encoded, folder=VectorFolder.open(places.out))
 
 
-def _finished(job: EncodeJob, folder: Path) -> Encoded:
+def _finished(job: FolderJob, folder: Path) -> Encoded:
     total = len(job.ids)
     job.progress(job.label, total, total)
     return Encoded(
@@ -130,26 +130,27 @@ def _finished(job: EncodeJob, folder: Path) -> Encoded:
     )
 
 
-def _fill(job: EncodeJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
+def _fill(job: FolderJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
     """Append blocks until all inputs are read, then mark the folder as complete."""
     remove_parts(folder)
+    manifest = job.manifest
     if (folder / MANIFEST_FILE).exists():
         # The blocks on disk decide: a block size that changed in between would move the bytes.
-        job = replace(job, block_rows=Manifest.load(folder).block_rows)
+        manifest = replace(manifest, block_rows=Manifest.load(folder).block_rows)
     else:
-        job.manifest.save(folder)
+        manifest.save(folder)
     total = len(job.ids)
     num_encoded = 0
-    with BlockWriter(folder, job.manifest.row_bytes) as writer:
+    with BlockWriter(folder, manifest.row_bytes) as writer:
         num_resumed = writer.num_inputs
-        known = KnownRows(job.manifest)
+        known = KnownRows(manifest)
         if num_resumed < total:
             for source in sources:
                 known.add_intact_blocks(source)
             known.add_blocks(folder, writer.blocks)
         job.progress(job.label, num_resumed, total)
         while (start := writer.num_inputs) < total:
-            places = job.block_from(start)
+            places = job.block_from(start, most_rows=manifest.block_rows)
             vectors, keep, num_fresh = _make_block(job, places, known)
             num_encoded += num_fresh
             block = slice(start, places.stop)
@@ -158,7 +159,7 @@ def _fill(job: EncodeJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
             writer.append(vectors, rows, num_inputs=len(places))
             job.progress(job.label, writer.num_inputs, total)
         num_rows = writer.num_rows
-    replace(job.manifest, num_rows=num_rows, complete=True).save(folder)
+    replace(manifest, num_rows=num_rows, complete=True).save(folder)
     return Encoded(
         folder=VectorFolder.open(folder),
         num_resumed=num_resumed,
@@ -169,7 +170,7 @@ def _fill(job: EncodeJob, folder: Path, *, sources: Sequence[Path]) -> Encoded:
 
 
 def _make_block(
-    job: EncodeJob, places: range, known: KnownRows
+    job: FolderJob, places: range, known: KnownRows
 ) -> tuple[Float[np.ndarray, "kept embed_dim"], Bool[np.ndarray, " inputs"], int]:
     """Return the vectors of one block as stored, which inputs they are for, and how many are new."""
     contents = [job.contents[place] for place in places]
@@ -178,7 +179,7 @@ def _make_block(
         first.setdefault(content, offset)
     copied = {offset: content for content, offset in first.items() if content in known}
     fresh = [offset for offset in first.values() if offset not in copied]
-    block = np.empty((len(places), job.manifest.embed_dim), STORED_DTYPES[job.dtype])
+    block = np.empty((len(places), job.manifest.embed_dim), STORED_DTYPES[job.manifest.dtype])
     keep = np.ones(len(places), dtype=np.bool_)
     if fresh:
         made = job.encode([places[offset] for offset in fresh])
@@ -192,7 +193,7 @@ def _make_block(
     return block[source[keep]], keep, len(fresh)
 
 
-def _checked(encoded: Encoded, job: EncodeJob) -> Encoded:
+def _checked(encoded: Encoded, job: FolderJob) -> Encoded:
     """Name the inputs that have no row; refuse them unless the job drops bad rows."""
     if len(encoded.folder) == len(job.ids):
         return encoded

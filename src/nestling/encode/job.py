@@ -1,9 +1,10 @@
-"""One piece of encoding work: the inputs, the encoder, and what makes two inputs the same."""
+"""Pieces of work that fill a vector folder: the inputs, the encoder, what makes two inputs the same."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,6 +20,45 @@ from nestling.errors import DataError, DimensionError, EncoderError, VectorError
 
 BLOCK_CHARACTERS = 250_000
 """Most characters per block: a minute's work at most for a transformer on two cores."""
+
+
+@runtime_checkable
+class FolderJob(Protocol):
+    """What `fill_folder` must know of the work it does; no inheritance needed."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """One unique id per input."""
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """A hash per input: inputs with equal hashes get equal vectors."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of a folder for this work, as it stands until the work is done."""
+
+    @property
+    def bad_rows(self) -> BadRowPolicy:
+        """What to do with rows that cannot be compared."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether vectors of inputs that share nothing with these may be replaced."""
+
+    @property
+    def label(self) -> str:
+        """What to call the work when telling how far it is."""
+
+    @property
+    def progress(self) -> Progress:
+        """Told after every block."""
+
+    def block_from(self, start: int, *, most_rows: int) -> range:
+        """Return the places of the block that starts at `start`, by rule and never by the clock."""
+
+    def encode(self, places: Sequence[int]) -> Float32[np.ndarray, "rows embed_dim"]:
+        """Return the vectors of the inputs at some ascending places of one block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +97,7 @@ class EncodeJob:
                 f"`ids` must name each input once, got {len(self.ids)} ids for {len(self.inputs)} inputs."
             )
         check_unique_ids(self.ids, source=self.label)
-        if self.dtype not in STORED_DTYPES:
-            allowed = " or ".join(STORED_DTYPES)
-            raise VectorError(
-                f"`dtype` of a vector folder must be {allowed}, got {self.dtype}. "
-                f"Smaller formats are cut from it when an index is built."
-            )
-        if self.block_rows < 1:
-            raise DimensionError(f"`block_rows` must be at least 1, got {self.block_rows}.")
+        check_folder_format(self.dtype, self.block_rows)
 
     @property
     def is_lookup(self) -> bool:
@@ -96,13 +129,13 @@ class EncodeJob:
             return [content_hash(f"{place}:{name}") for place, name in enumerate(self.ids)]
         return content_hashes(self.inputs)
 
-    def block_from(self, start: int) -> range:
+    def block_from(self, start: int, *, most_rows: int) -> range:
         """Return the places of the block that starts at `start`, by rule and never by the clock."""
-        stop = min(start + self.block_rows, len(self.ids))
+        stop = min(start + most_rows, len(self.ids))
         if isinstance(self.inputs, np.ndarray):
             return range(start, stop)
         texts = text_batches(
-            self.inputs[start:stop], max_texts=self.block_rows, max_characters=BLOCK_CHARACTERS
+            self.inputs[start:stop], max_texts=most_rows, max_characters=BLOCK_CHARACTERS
         )
         return range(start, start + len(next(texts)))
 
@@ -131,6 +164,23 @@ class EncodeJob:
     def _looked_up(self) -> Float32[np.ndarray, "rows embed_dim"]:
         # A file without ids is matched by place, so it must see the whole list at once.
         return self.encoder.encode(self.inputs, role=self.role, ids=self.ids)
+
+
+def check_folder_format(dtype: Dtype, block_rows: int) -> None:
+    """Refuse a vector folder that cannot be written.
+
+    Raises:
+        VectorError: If rows of this dtype are not kept in vector folders.
+        DimensionError: If `block_rows` is below 1.
+    """
+    if dtype not in STORED_DTYPES:
+        allowed = " or ".join(STORED_DTYPES)
+        raise VectorError(
+            f"`dtype` of a vector folder must be {allowed}, got {dtype}. "
+            f"Smaller formats are cut from it when an index is built."
+        )
+    if block_rows < 1:
+        raise DimensionError(f"`block_rows` must be at least 1, got {block_rows}.")
 
 
 def content_hashes(inputs: Inputs) -> list[str]:

@@ -12,8 +12,9 @@ from nestling.errors import FormatError
 MANIFEST_FILE = "nestling.json"
 NEST_VERSION = 1
 
-NestKind = Literal["static", "images", "sentence-transformers"]
-"""How the weights are run: a token table in NumPy, an ONNX graph, or sentence-transformers."""
+NestKind = Literal["static", "images", "sentence-transformers", "adapter"]
+"""How the weights are run: a token table in NumPy, an ONNX graph, sentence-transformers, or a map
+that is applied to the vectors of another encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class NestManifest:
         normalization: Rule for the full width, "l2" or "none".
         fingerprint: Of the vectors it makes; None until the folder is complete.
         training: The training record, JSON.
+        parent: What makes the vectors that an adapter maps; None for other kinds.
     """
 
     kind: NestKind
@@ -40,6 +42,7 @@ class NestManifest:
     normalization: str = "l2"
     fingerprint: Fingerprint | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    parent: Fingerprint | None = None
 
     def save(self, folder: Path) -> None:
         """Write the file, whole or not at all.
@@ -56,6 +59,7 @@ class NestManifest:
             "normalization": self.normalization,
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_json(),
             "training": dict(self.training),
+            **({} if self.parent is None else {"parent": self.parent.to_json()}),
         }
         write_json(folder / MANIFEST_FILE, seal(data))
 
@@ -89,4 +93,5 @@ class NestManifest:
             normalization=data["normalization"],
             fingerprint=None if stamped is None else Fingerprint.from_json(stamped),
             training=data["training"],
+            parent=Fingerprint.from_json(data["parent"]) if "parent" in data else None,
         )

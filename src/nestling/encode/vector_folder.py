@@ -193,8 +193,11 @@ class VectorFolder:
         """Hash of what each row was encoded from."""
         return [row.content for row in self._rows]
 
-    def verify(self) -> None:
+    def verify(self, rows: range | None = None) -> None:
         """Check every byte against the checksums written with it.
+
+        Args:
+            rows: Only the blocks that hold these rows; by default all.
 
         Raises:
             FormatError: If a block is damaged; the message names its rows and its file.
@@ -203,6 +206,7 @@ class VectorFolder:
         found = [
             f"rows {block.first_row} to {block.end_row - 1} in {self.path / name}"
             for block in self._blocks
+            if rows is None or (block.first_row < rows.stop and rows.start < block.end_row)
             if (name := find_damage(self.path, block, row_bytes)) is not None
         ]
         if found:
