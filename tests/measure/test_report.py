@@ -133,7 +133,7 @@ def test_evidence_names_queries_hardware_date_and_command(page: Node) -> None:
 
 def test_glance_claims_the_tested_tolerance_and_not_the_bound(page: Node) -> None:
     assert glance(page) == {
-        "of nDCG@10 kept": "99.4%",
+        "of nDCG@10 kept": "99.1%",
         "loss, 95% sure": "≤ 2%",
         "bytes scanned per vector, of 1,024": "68",
         "smaller than full width in float32": "15×",  # noqa: RUF001
@@ -143,7 +143,7 @@ def test_glance_claims_the_tested_tolerance_and_not_the_bound(page: Node) -> Non
 def test_table_holds_every_cut_with_every_metric(page: Node, results: Results) -> None:
     rows = body_rows(section(page, "Every cut"))
     main = [row for row in results.rows if row.metric == "ndcg_at_10"]
-    assert len(rows) == len(main) == 9 * 6
+    assert len(rows) == len(main) == 11 * 6
     shown = {tuple(cells[1:]) for cells in rows}
     full = results.reference()
     for row in main:
@@ -275,6 +275,13 @@ def test_warnings_stand_in_boxes_above_the_plots(html: str) -> None:
     (link,) = nested.all("a")
     pca = results.find(family="pca", dim=8, dtype=Dtype.FLOAT32)
     assert f"{pca.value:.4f}" in find(root, id=link.attributes["href"][1:]).text
+    (command,) = nested.all("pre")
+    assert command.text == (
+        "nestling train adapter --model static:wordllama --fit-on builtin --dims 8,16,32,64,128 --out adapter"
+    )
+    (button,) = nested.all("button")
+    assert button.attributes["data-copies"] == command.attributes["id"]
+    assert not floor.all("pre")
     assert floor.all("h2")[0].text == "The tolerance is finer than the evidence can be"
 
 

@@ -78,7 +78,18 @@ def test_warning_points_to_the_width_where_pca_gains_most() -> None:
         if row.family == "pca" and row.metric == results.main_metric
     }
     best = max(gains, key=lambda dim: gains[dim])
-    assert f"(PCA) does better: at {best} dimensions in " in warning.text
+    kept = (
+        results.find(family=family, dim=best, dtype=Dtype.FLOAT32).value / results.reference().value
+        for family in ("pca", "prefix")
+    )
+    rotated, prefix = (f"{share:.1%}" for share in kept)
+    assert (
+        f"(PCA) already keeps {rotated} of nDCG@10 instead of {prefix} at {best} dims"
+        in warning.text
+    )
+    assert warning.command == (
+        "nestling train adapter --model static:wordllama --fit-on builtin --dims 8,16,32,64,128 --out adapter"
+    )
     (point,) = (point for point in focus.points if point.anchor == warning.anchor)
     assert (point.row.family, point.row.dim) == ("pca", best)
 
@@ -95,6 +106,17 @@ def test_warning_recommends_no_baseline_that_is_worse_or_missing(has_pca: bool) 
     (warning,) = cautions(changed, None, focus_on(changed, None))
     assert "PCA" not in warning.text
     assert warning.anchor is None
+    assert (warning.command is None) is has_pca
+
+
+def test_vectors_with_an_adapter_are_warned_of_but_get_no_other() -> None:
+    results = make_results(looks_nested=False)
+    space = replace(results.fingerprint.space, adapter="pca-0123456789abcdef")
+    adapted = replace(results, fingerprint=replace(results.fingerprint, space=space))
+    (warning,) = cautions(adapted, None, focus_on(adapted, None))
+    assert warning.title == "This model does not look nested"
+    assert (warning.anchor, warning.command) == (None, None)
+    assert "adapter" not in warning.text
 
 
 @pytest.mark.parametrize("is_relative", [True, False])
@@ -198,7 +220,7 @@ def test_headline_names_the_fewest_bytes_that_keep_95_percent(results: Results) 
         for row in results.rows
         if row.family == "prefix" and row.value >= 0.95 * results.reference().value
     ]
-    smallest = min(kept, key=lambda row: row.bytes_per_vector)
+    smallest = min(kept, key=lambda row: (row.bytes_per_vector, -row.value))
     assert verdict.startswith(
         f"Measured, not certified: the {smallest.dim}-d {smallest.dtype} prefix"
     )

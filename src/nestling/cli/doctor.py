@@ -14,8 +14,9 @@ import click
 import numpy as np
 from rich.table import Table
 
+from nestling.cli.doctor_drift import check_adapter, drift_table
 from nestling.cli.options import debug_option, json_option
-from nestling.cli.terminal import print_json, print_table
+from nestling.cli.terminal import print_json, print_table, talk
 from nestling.core import cosine_scores, normalize, top_k
 from nestling.core.nested_top_k import View, nested_top_k
 from nestling.encode import cache_root, open_encoder
@@ -35,16 +36,39 @@ class Check(NamedTuple):
 @click.command(
     name="doctor",
     epilog="""\b
-Example:
+Examples:
   nestling doctor --json
+  nestling doctor --adapter my-adapter --vectors new-vectors
 
-Exits with 1 if something that every user needs does not work.""",
+Exits with 1 if something that every user needs does not work. With --adapter nothing but the adapter
+is looked at, and the command exits with 1 if it should be fitted again: energy of a prefix down by
+more than a tenth, more than 5 points of its ten nearest neighbours lost, or more than 0.1% of the
+values clipped by int8 beyond what is usual, each beyond three standard errors.""",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="NESTDIR",
+    help="Check whether this adapter still fits --vectors.",
+)
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path),
+    metavar="VECTORS",
+    help="New vectors of the adapter's model, or such that it mapped.",
 )
 @json_option
 @debug_option
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, adapter: Path | None, vectors: Path | None, as_json: bool) -> None:
     """Check this machine and installation, and say what to do about what is missing."""
+    if adapter is not None and vectors is not None:
+        _check_adapter(ctx, adapter, vectors, as_json=as_json)
+        return
+    if adapter is not None or vectors is not None:
+        raise click.UsageError(
+            "--adapter and --vectors belong together: name the adapter, and new vectors of its model."
+        )
     checks = [_guarded(check) for check in (_python, _processor, _kernel, _model, _cache, _data)]
     extras = [_extra(name, module) for name, module in EXTRAS.items()]
     if as_json:
@@ -66,6 +90,19 @@ def command(ctx: click.Context, as_json: bool) -> None:
             )
         print_table(table)
     if not all(check.ok for check in checks):
+        ctx.exit(1)
+
+
+def _check_adapter(ctx: click.Context, adapter: Path, vectors: Path, *, as_json: bool) -> None:
+    found = check_adapter(adapter, vectors)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_table(drift_table(found.report))
+        click.echo(found.report.advice)
+        for note in found.notes:
+            talk(note)
+    if found.report.verdict == "refit":
         ctx.exit(1)
 
 

@@ -24,6 +24,7 @@ from nestling.core import Dtype
 from nestling.encode import cache_root
 from nestling.errors import EvidenceError
 from nestling.measure import Decision, Results, choose, measure, write_report
+from nestling.measure.proposal import propose_adapter
 
 
 @click.command(
@@ -54,7 +55,7 @@ Examples:
     type=DtypeList(),
     default="float32,int8,binary",
     show_default=True,
-    help="Number formats: float32, float16, int8, binary.",
+    help=f"Number formats: {', '.join(Dtype)}.",
 )
 @click.option(
     "--shortlist",
@@ -127,6 +128,9 @@ def command(
             talk(
                 "this model does not look nested here: its prefixes are not clearly better than random coordinates"
             )
+            proposal = propose_adapter(results)
+            if proposal is not None:
+                talk(f"{proposal.text} To fit one to this model:\n  {proposal.command}")
         for note in results.notes:
             talk(note)
 

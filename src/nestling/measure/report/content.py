@@ -6,24 +6,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nestling.core import Dtype
 from nestling.measure.decision import Decision
+from nestling.measure.proposal import HAVE_DOCUMENTS, propose_adapter
 from nestling.measure.report.focus import Focus, find_point
 from nestling.measure.report.labels import flatten, metric_label
 from nestling.measure.report.wording import floor_warning
 from nestling.measure.results import Results, per_query_array
 
 NUM_WORST_QUERIES = 20
-_HAVE_DOCUMENTS = ("builtin", "beir:", "self:")
-"""Beginnings of the tasks whose documents an index can be built from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caution:
-    """Something to know before acting; `anchor` names the table row to look at, if any."""
+    """Something to know before acting.
+
+    Attributes:
+        title: What it is about.
+        text: What to know.
+        anchor: Id of the table row to look at, if any.
+        command: What to type, if anything.
+    """
 
     title: str
     text: str
     anchor: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +68,7 @@ def cautions(results: Results, decision: Decision | None, focus: Focus) -> list[
     """Return what people should know before they act."""
     found = []
     if results.looks_nested is False:
-        found.append(_not_nested(focus))
+        found.append(_not_nested(results, focus))
     floor = None if decision is None else floor_warning(decision)
     if floor is not None:
         found.append(Caution(title="The tolerance is finer than the evidence can be", text=floor))
@@ -120,7 +128,7 @@ def deploy_commands(focus: Focus) -> list[str]:
         source = f"--vectors {shlex.quote(path)}"
         search_model = " --model MODEL"
     else:
-        has_documents = focus.task.startswith(_HAVE_DOCUMENTS)
+        has_documents = focus.task.startswith(HAVE_DOCUMENTS)
         corpus = shlex.quote(focus.task.removeprefix("self:")) if has_documents else "DOCUMENTS"
         source = f"--model {shlex.quote(focus.model)} --corpus {corpus}"
         search_model = ""
@@ -160,30 +168,25 @@ def facts(results: Results, focus: Focus) -> list[tuple[str, str]]:
     return [(name, value) for name, value in listed.items() if value]
 
 
-def _not_nested(focus: Focus) -> Caution:
-    prefix = {
-        (point.row.dim, point.row.dtype): point.row.value
-        for line in focus.series
-        if line.family == "prefix"
-        for point in line.points
-    }
-    gains = [
-        (point.row.value - prefix[point.row.dim, point.row.dtype], point)
-        for line in focus.series
-        if line.family == "pca"
-        for point in line.points
-        if (point.row.dim, point.row.dtype) in prefix
-    ]
-    gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
+def _not_nested(results: Results, focus: Focus) -> Caution:
     text = (
         "On this task its prefixes were not clearly better than random choices of coordinates: what "
         "stands first may matter no more than what a cut throws away."
     )
-    if best is None or gain <= 0:
-        return Caution(title="This model does not look nested", text=text)
+    title = "This model does not look nested"
+    proposal = propose_adapter(results, metric=focus.metric)
+    if proposal is None:
+        return Caution(title=title, text=text)
+    best = proposal.best
+    anchors = {
+        point.row.dim: point.anchor
+        for line in focus.series
+        if (line.family, line.dtype) == ("pca", Dtype.FLOAT32)
+        for point in line.points
+    }
     return Caution(
-        title="This model does not look nested",
-        text=f"{text} A rotation fitted on the corpus (PCA) does better: at {best.row.dim} dimensions in "
-        f"{best.row.dtype} it reaches {best.row.value:.4f} where the prefix reaches {best.row.value - gain:.4f}.",
-        anchor=best.anchor,
+        title=title,
+        text=f"{text} {proposal.text.replace(focus.metric, metric_label(focus.metric))}",
+        anchor=None if best is None else anchors[best.dim],
+        command=proposal.command,
     )
