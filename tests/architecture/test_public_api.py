@@ -13,6 +13,7 @@ ROOMS = (
     "search",
     "measure",
     "train",
+    "train.adapter",
     "train.losses",
     "train.models",
     "train.sentence_transformers",

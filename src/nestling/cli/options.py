@@ -96,7 +96,7 @@ def encoder_options(function: Callable[..., None]) -> Callable[..., None]:
     function = click.option(
         "--base-url",
         metavar="URL",
-        help="Endpoint for openai: models; the key comes from OPENAI_API_KEY.",
+        help="Endpoint for openai: models, or adapters of them; the key comes from OPENAI_API_KEY.",
     )(function)
     return click.option(
         "--max-tokens",

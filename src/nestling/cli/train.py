@@ -12,11 +12,13 @@ from nestling.cli.options import debug_option
     verbs={
         "text": ("nestling.cli.train_text", "A text model from pairs of texts, or from labels."),
         "images": ("nestling.cli.train_images", "An image model from labelled images."),
+        "adapter": ("nestling.cli.train_adapter", "A map that nests the vectors of any model."),
     },
     epilog="""\b
 Examples:
   nestling train text --pairs builtin --dims 8,16,32,64,128,256 --out nest
-  nestling train images --images builtin:digits --dims 2,4,8,16,32 --out digits""",
+  nestling train images --images builtin:digits --dims 2,4,8,16,32 --out digits
+  nestling train adapter --model st:./all-MiniLM-L6-v2 --fit-on docs/ --dims 16,32,64 --out nested""",
 )
 @debug_option
 def command() -> None:

@@ -16,6 +16,7 @@ _PIPELINES = {
     "static": "feature-extraction",
     "images": "image-feature-extraction",
     "sentence-transformers": "sentence-similarity",
+    "adapter": "feature-extraction",
 }
 
 
@@ -62,7 +63,7 @@ def write_model_card(
     record = TrainingRecord.from_json(manifest.training)
     shown = quality or _validation(record)
     sections = (
-        _front_matter(manifest),
+        front_matter(manifest),
         _introduction(manifest),
         _quality_section(shown),
         _usage(manifest),
@@ -72,7 +73,8 @@ def write_model_card(
     write_atomically(folder / CARD_FILE, ("\n\n".join(sections) + "\n").encode())
 
 
-def _front_matter(manifest: NestManifest) -> str:
+def front_matter(manifest: NestManifest) -> str:
+    """Return what model hubs read."""
     is_st = manifest.kind in OPENED_BY_SENTENCE_TRANSFORMERS
     tags = ["matryoshka", "embeddings", "nestling", *(["sentence-transformers"] if is_st else [])]
     library = "sentence-transformers" if is_st else "nestling"
@@ -81,7 +83,7 @@ def _front_matter(manifest: NestManifest) -> str:
 
 
 def _introduction(manifest: NestManifest) -> str:
-    shorter = _listed(manifest.nesting_dims[:-1])
+    shorter = listed(manifest.nesting_dims[:-1])
     cut = f"Its first {shorter} coordinates are each an embedding by themselves" if shorter else ""
     nested = f"{cut} (Matryoshka representation learning, arXiv:2205.13147)." if cut else ""
     kind = "images" if manifest.kind == "images" else "texts"
@@ -169,7 +171,7 @@ def _training_section(
     )
     if record.num_resumes:
         parts.append(f"It was interrupted and continued {record.num_resumes} times.")
-    parts.append(_facts({**record.options, **record.settings}))
+    parts.append(facts({**record.options, **record.settings}))
     dims = record.nesting_dims
     rows = [
         f"| {epoch.epoch} | {epoch.loss:.4f} | "
@@ -179,7 +181,7 @@ def _training_section(
     ]
     head = "| epoch | loss | " + " | ".join(f"at {dim:,}" for dim in dims) + " |"
     parts.append("\n".join([head, "|---:" * (2 + len(dims)) + "|", *rows]))
-    return "\n\n".join([*parts, "### Environment", _facts(record.environment)])
+    return "\n\n".join([*parts, "### Environment", facts(record.environment)])
 
 
 def _limits(manifest: NestManifest, record: TrainingRecord, *, quality: Quality | None) -> str:
@@ -204,11 +206,12 @@ def _limits(manifest: NestManifest, record: TrainingRecord, *, quality: Quality 
 def _trained_widths(manifest: NestManifest) -> str:
     if len(manifest.nesting_dims) == 1:
         return f"It was trained at {manifest.embed_dim:,} dims only, not to be cut."
-    return f"It was trained to be cut at {_listed(manifest.nesting_dims)}, not at other widths."
+    return f"It was trained to be cut at {listed(manifest.nesting_dims)}, not at other widths."
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    lines = [f"- {name}: `{_plain(value)}`" for name, value in facts.items() if value is not None]
+def facts(known: Mapping[str, Any]) -> str:
+    """Return a list of what is known, one line each."""
+    lines = [f"- {name}: `{_plain(value)}`" for name, value in known.items() if value is not None]
     return "\n".join(lines)
 
 
@@ -221,5 +224,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _listed(dims: tuple[int, ...]) -> str:
+def listed(dims: tuple[int, ...]) -> str:
+    """Return widths in words."""
     return ", ".join(f"{dim:,}" for dim in dims)

@@ -1,0 +1,190 @@
+"""The maps that compete, each fitted as a whole."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from nestling.core import random_rotation
+from nestling.core.progress import Progress, silent
+from nestling.encode.vector_map import OrthogonalMap, VectorMap
+from nestling.train.adapter.learn import RotationOptions, learn_rotation, learn_supervised_rotation
+from nestling.train.adapter.pairs import FitPairs
+from nestling.train.adapter.residual import ResidualLoss, learn_residual
+
+Method = Literal[
+    "identity", "pca", "rotation", "banded", "variance", "random", "supervised", "residual"
+]
+"""Kinds of map, the simpler ones first among those that may be chosen automatically."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
+AUTOMATIC: tuple[Method, ...] = ("identity", "pca", "rotation", "banded")
+"""Kinds that may be chosen unasked: all keep the full-width scores."""
+
+BASELINES: tuple[Method, ...] = ("identity", "pca")
+"""What a fitted map must beat: doing nothing, and what anybody can do."""
+
+MOST_SINGLE_BOUNDARIES = 3
+"""Banded maps with one boundary; of more widths, the narrowest, the middle and the widest."""
+
+RESIDUAL_LOSSES: dict[str, ResidualLoss] = {
+    "residual": "listwise",
+    "residual (published losses)": "published",
+}
+
+Matrix = Float64[np.ndarray, "dim dim"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A map that was fitted.
+
+    Attributes:
+        name: Unique among the candidates, e.g. "banded 16,64".
+        method: Its kind.
+        map: What it does.
+        seconds: That fitting took.
+    """
+
+    name: str
+    method: Method
+    map: VectorMap
+    seconds: float
+
+
+def fit_candidates(
+    rows: Float32[np.ndarray, "rows dim"],
+    dims: Sequence[int],
+    *,
+    methods: Sequence[Method],
+    options: RotationOptions,
+    pairs: FitPairs | None = None,
+    progress: Progress = silent,
+) -> Iterator[Candidate]:
+    """Yield the maps of some kinds, each as soon as it is fitted, in the order of `METHODS`.
+
+    - identity: the vectors as they are;
+    - pca: onto the eigenvectors of X^T X, largest eigenvalue first, in float64. Nothing is centred:
+      the mean carries signal for a cosine, and with a shift the map would be no rotation;
+    - rotation: learnt, from the PCA; once freely, and once within the band of the widest width below
+      the full one and the rest, so that this prefix keeps the scores of the PCA;
+    - banded: learnt, from the PCA of each band, turning only within the bands between boundaries, so
+      that the prefixes at the boundaries keep the scores of the original ones. Once with all widths
+      as boundaries, and once each with a single one of them, three at most;
+    - variance: coordinates in the order of their variance;
+    - random: a rotation by chance, what a map is worth that knows nothing;
+    - supervised: learnt from pairs, from the PCA; left out where there are none;
+    - residual: a perceptron, fitted with two losses (see `learn_residual`), which changes the
+      full-width scores.
+
+    However many widths: two free fits and at most four banded ones.
+
+    Args:
+        rows: Unit rows to fit on.
+        dims: Ascending widths, the last the full one.
+        methods: The kinds.
+        options: Of the learnt rotations; its seed is that of all draws.
+        pairs: What belongs together, for a supervised map.
+        progress: Told as they are fitted.
+    """
+    for method, name, fit in _plans(rows, dims, options=options, pairs=pairs, progress=progress):
+        if method in methods:
+            started_s = time.perf_counter()
+            fitted = fit()
+            seconds = time.perf_counter() - started_s
+            yield Candidate(name=name, method=method, map=fitted, seconds=seconds)
+
+
+def pca_basis(rows: Float32[np.ndarray, "rows dim"]) -> Matrix:
+    """Return the eigenvectors of X^T X as columns, largest eigenvalue first; nothing is centred.
+
+    Fewer rows than dims leave eigenvalues of zero, whose eigenvectors complete the basis.
+    """
+    wide = rows.astype(np.float64)
+    _, vectors = np.linalg.eigh(wide.T @ wide)
+    return np.ascontiguousarray(vectors[:, ::-1])
+
+
+def banded_basis(rows: Float32[np.ndarray, "rows dim"], bands: Sequence[int]) -> Matrix:
+    """Return the PCA of each band between boundaries, as one block-diagonal matrix."""
+    edges = [0, *bands, rows.shape[1]]
+    basis = np.zeros((rows.shape[1], rows.shape[1]))
+    for first, last in itertools.pairwise(edges):
+        basis[first:last, first:last] = pca_basis(rows[:, first:last])
+    return basis
+
+
+def band_boundaries(dims: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the boundaries of the banded maps: all widths below the full one, and single ones."""
+    below = tuple(dims[:-1])
+    singles = below
+    if len(below) > MOST_SINGLE_BOUNDARIES:
+        singles = (below[0], below[len(below) // 2], below[-1])
+    return list(dict.fromkeys([below, *((dim,) for dim in singles)]))
+
+
+def _plans(
+    rows: Float32[np.ndarray, "rows dim"],
+    dims: Sequence[int],
+    *,
+    options: RotationOptions,
+    pairs: FitPairs | None,
+    progress: Progress,
+) -> Iterator[tuple[Method, str, Callable[[], VectorMap]]]:
+    embed_dim, seed = rows.shape[1], options.seed
+
+    def telling(name: str) -> Progress:
+        return lambda label, done, total: progress(f"fit {name}", done, total)
+
+    def learn(name: str, start: Matrix, bands: tuple[int, ...] = ()) -> VectorMap:
+        return OrthogonalMap(
+            learn_rotation(
+                rows, dims[:-1], start=start, bands=bands, options=options, progress=telling(name)
+            )
+        )
+
+    def learn_banded(name: str, bands: tuple[int, ...]) -> VectorMap:
+        return learn(name, banded_basis(rows, bands), bands)
+
+    def learn_supervised(known: FitPairs) -> VectorMap:
+        return OrthogonalMap(
+            learn_supervised_rotation(
+                known.anchors,
+                known.positives,
+                dims[:-1],
+                groups=known.groups,
+                start=pca_basis(rows),
+                options=options,
+                progress=telling("supervised"),
+            )
+        )
+
+    def learn_perceptron(name: str, loss: ResidualLoss) -> VectorMap:
+        return learn_residual(rows, dims, loss=loss, seed=seed, progress=telling(name))
+
+    yield "identity", "identity", lambda: OrthogonalMap(np.eye(embed_dim))
+    yield "pca", "pca", lambda: OrthogonalMap(pca_basis(rows))
+    yield "rotation", "rotation", lambda: learn("rotation", pca_basis(rows))
+    # Fits that ease all widths at once take a little from the widest, where the PCA is best.
+    kept = f"rotation within {dims[-2]}"
+    yield "rotation", kept, lambda: learn(kept, pca_basis(rows), (dims[-2],))
+    for bands in band_boundaries(dims):
+        name = f"banded {','.join(map(str, bands))}"
+        yield "banded", name, partial(learn_banded, name, bands)
+    yield "variance", "variance", lambda: OrthogonalMap(_variance_order(rows))
+    yield "random", "random", lambda: OrthogonalMap(random_rotation(embed_dim, seed))
+    if pairs is not None:
+        yield "supervised", "supervised", partial(learn_supervised, pairs)
+    for name, loss in RESIDUAL_LOSSES.items():
+        yield "residual", name, partial(learn_perceptron, name, loss)
+
+
+def _variance_order(rows: Float32[np.ndarray, "rows dim"]) -> Matrix:
+    order = np.argsort(-rows.var(axis=0, dtype=np.float64), kind="stable")
+    return np.eye(rows.shape[1])[:, order]
