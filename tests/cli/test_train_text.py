@@ -114,6 +114,16 @@ def test_the_table_shows_every_width(pairs: str, tmp_path: Path) -> None:
     assert f"nestling measure --model nest:{out} --task TASK" in " ".join(result.stderr.split())
 
 
+def test_codes_and_spread_reach_the_training(pairs: str, tmp_path: Path) -> None:
+    out = tmp_path / "nest"
+    chosen = ["--dims", "8,16", "--epochs", "1", "--quantize", "int8,binary", "--spread-out", "0.5"]
+    result = run("--pairs", pairs, *chosen, "--quantize-weight", "2", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    settings = json.loads((out / "nestling.json").read_text())["training"]["settings"]
+    assert settings["quantize"] == ["int8", "binary"]
+    assert (settings["quantize_weight"], settings["spread_out_weight"]) == (2.0, 0.5)
+
+
 def test_nothing_held_out_shows_no_table(pairs: str, tmp_path: Path) -> None:
     small = ["--dims", "8", "--epochs", "1", "--validate", "0"]
     result = run("--pairs", pairs, *small, "--out", str(tmp_path / "nest"))
@@ -159,6 +169,10 @@ def test_a_folder_of_something_else_and_a_file_are_refused(pairs: str, tmp_path:
             2,
             "--mini-batch-size saves the memory of st: models; a static model needs none",
         ),
+        (["--quantize", "int3", "--out", "x"], 2, "knows float32, float16, int8, int4"),
+        (["--quantize", "float16", "--out", "x"], 1, "`quantize` must be among int8, int4, binary"),
+        (["--quantize-weight", "0", "--out", "x"], 2, "0.0 is not in the range"),
+        (["--spread-out", "-1", "--out", "x"], 2, "-1.0 is not in the range"),
         (["--dims", "8,b", "--out", "x"], 2, "needs whole numbers separated by commas"),
         (["--validate", "0.95", "--out", "x"], 2, "0.95 is not in the range"),
         (["--dims", "16,8", "--out", "x"], 1, "`dims` must ascend"),

@@ -1,7 +1,9 @@
 """Fine-tuning a sentence-transformers model: what is saved, what survives, what is refused."""
 
 import copy
+import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -21,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as chat
 
 from nestling.core import Dtype, take_prefix
 from nestling.core.progress import silent
@@ -40,7 +43,9 @@ from nestling.measure import measure
 from nestling.train.job import LoopOptions
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.nesting import LossValue
+from nestling.train.losses.quantized_prefixes import QuantizedPrefixes
 from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.losses.spread_out import SpreadOut
 from nestling.train.model_folder import CHECKPOINT_FOLDER
 from nestling.train.schedule import rate_factor
 from nestling.train.sentence_transformers import fine_tune as fine_tune_module
@@ -163,18 +168,37 @@ def test_nothing_is_said_but_through_progress(base, tmp_path, capfd):
     assert labels[-1][1:] == (30, 30)
 
 
+def test_how_columns_are_embedded_is_not_said_in_our_runs(base, tmp_path, caplog):
+    whole = make_pairs(64, with_negatives=True)
+    assert whole.negatives is not None
+    some = [text if row % 3 else "" for row, text in enumerate(whole.negatives)]
+    pairs = dataclasses.replace(whole, negatives=some)
+    note = logging.getLogger(fine_tune_module.COLUMN_LOGGER)
+    chat.warning_once.cache_clear()  # it is said once per process
+    fine_tune(base, tmp_path / "out", pairs=pairs, options={"num_epochs": 1})
+    assert [record.getMessage() for record in caplog.records if record.name == note.name] == []
+    note.warning("outside of a run")
+    assert "outside of a run" in caplog.messages
+
+
 def test_every_option_trains(base, tmp_path):
     record = fine_tune(
         base,
         tmp_path / "out",
         symmetric=True,
         self_distillation_weight=0.5,
+        quantize=[Dtype.INT4, Dtype.ROTATED_BINARY],
+        quantize_weight=0.5,
+        spread_out_weight=0.5,
         dims_per_step=None,
         dim_weights=[2.0, 1.0, 1.0],
         mini_batch_size=16,
         options={"precision": "bfloat16", "max_grad_norm": 1.0, "schedule": "cosine"},
     )
     assert record.epochs[-1].loss < record.epochs[0].loss
+    assert record.settings["quantize"] == ["int4", "rotated-binary"]
+    chosen = (record.settings["quantize_weight"], record.settings["spread_out_weight"])
+    assert chosen == (0.5, 0.5)
     Accelerator(mixed_precision="no")  # the next training may choose another number format
 
 
@@ -546,6 +570,20 @@ def test_a_distillation_that_is_no_number_is_a_loss_that_is_none(base):
         FiniteCallback(loss).on_pre_optimizer_step(*state_at(0), None, model=model)
 
 
+def test_codes_and_a_spread_that_are_no_numbers_are_named_as_where_it_may_be(base):
+    model = load_tiny_bert(base).train()
+    loss = SentenceTransformersLoss(
+        model,
+        QuantizedPrefixes(NestedInfoNCE(DIMS), [Dtype.INT8]),
+        spread_out=SpreadOut(DIMS),
+        spread_out_weight=math.inf,
+    )
+    pairs = make_pairs(8)
+    loss([model.preprocess(list(texts)) for texts in (pairs.anchors, pairs.positives)])
+    with pytest.raises(TrainingError, match=r"at step 1 in the codes or the spread; the train"):
+        FiniteCallback(loss).on_pre_optimizer_step(*state_at(0), None, model=model)
+
+
 def test_validation_measures_the_model_as_it_stands(base, monkeypatch):
     """As it would be measured once it is saved, with nothing but the prefixes."""
     model, task, made = load_tiny_bert(base).train(), held_out(), []
@@ -635,6 +673,9 @@ def test_a_validation_value_that_is_no_number_stops_the_run(base, tmp_path):
             r"`early_stop_dim` 8 needs a validation value of that prefix, but nothing is held out",
         ),
         ({"temperature": 0.0}, TrainingError, r"`temperature` must be"),
+        ({"quantize": [Dtype.FLOAT32]}, TrainingError, r"`quantize` must be among int8, int4"),
+        ({"quantize_weight": -1.0}, TrainingError, r"`quantize_weight` must be positive and fini"),
+        ({"spread_out_weight": math.inf}, TrainingError, r"`spread_out_weight` must be finite"),
         ({"dims_per_step": 4}, DimensionError, r"`dims_per_step` must lie in \[1, 3\]"),
         ({"mini_batch_size": 0}, DataError, r"`mini_batch_size` must be at least 1, got 0"),
         (

@@ -14,10 +14,13 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer import losses
 from torch import Tensor, nn
 
+from nestling.core import Dtype
 from nestling.errors import DataError, MissingExtraError, TrainingError
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.nested_loss import NestedLoss
+from nestling.train.losses.quantized_prefixes import QuantizedPrefixes
 from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.losses.spread_out import SpreadOut
 from nestling.train.sentence_transformers.loss import SentenceTransformersLoss, cut_rows
 from tests.train.tiny_bert import DIMS, load_tiny_bert, make_pairs, save_tiny_bert
 
@@ -177,6 +180,54 @@ def test_any_base_loss_of_embeddings_and_scores_is_nested(folder):
     theirs = losses.MatryoshkaLoss(model, losses.CoSENTLoss(model), DIMS, WEIGHTS)
     scores = torch.rand(NUM_ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_equal(ours, theirs, columns(2), scores)
+
+
+@pytest.mark.parametrize("num_columns", [2, 3])
+def test_codes_and_spread_are_parts_of_their_own(num_columns, folder):
+    model = load_tiny_bert(folder, dtype=torch.float64)
+    dtypes = [Dtype.INT4, Dtype.ROTATED_BINARY]
+    plain = NestedInfoNCE(DIMS, WEIGHTS)
+    nested, ranking = (
+        QuantizedPrefixes(each, dtypes, weight=0.7) for each in (plain, SelfDistillation(DIMS))
+    )
+    spread = SpreadOut(DIMS)
+    loss = SentenceTransformersLoss(
+        model,
+        nested,
+        self_distillation=ranking,
+        self_distillation_weight=0.3,
+        spread_out=spread,
+        spread_out_weight=2.0,
+    )
+    texts, labels = columns(num_columns), torch.arange(NUM_ROWS) // 2
+    queries, *others = (model(each)["sentence_embedding"] for each in features(model, texts))
+    documents = torch.cat(others)
+    nobody = torch.full((len(documents) - NUM_ROWS,), -1)
+    groups = {"query_groups": labels, "document_groups": torch.cat([labels, nobody])}
+    value = plain.value(queries, documents, **groups)
+    expected = {
+        **dict(
+            zip([f"loss_dim_{dim}" for dim in DIMS], WEIGHTS * value.by_dim.numpy(), strict=True)
+        ),
+        "loss_codes": (nested(queries, documents, **groups) - value.total).item(),
+        "loss_self_distillation": 0.3 * ranking(queries, documents).item(),
+        "loss_spread_out": 2.0 * spread(queries, documents, **groups).item(),
+    }
+    parts = loss(features(model, texts), labels)
+    assert parts.keys() == expected.keys()
+    for name, part in parts.items():
+        assert part.item() == pytest.approx(expected[name], abs=1e-9), name
+    _, ours = gradients(loss, texts, labels)
+    model.zero_grad()
+    whole = (
+        nested(queries, documents, **groups)
+        + 0.3 * ranking(queries, documents)
+        + 2.0 * spread(queries, documents, **groups)
+    )
+    whole.backward()
+    for name, row in model.named_parameters():
+        if row.grad is not None:
+            torch.testing.assert_close(ours[name], row.grad, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 4])

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from nestling.core import Dtype
 from nestling.data import open_training_pairs
 from nestling.data.training_pairs import make_pairs
 from nestling.encode import open_encoder
 from nestling.encode.nest_manifest import NestManifest
 from nestling.errors import DataError, DimensionError, FormatError, TrainingError, WriteError
 from nestling.train.job import LoopOptions
+from nestling.train.losses import NestedInfoNCE, QuantizedPrefixes, SelfDistillation, SpreadOut
 from nestling.train.models.static_text import Bags, StaticText, TokenizedTexts, train_tokenizer
 from nestling.train.static_text import StaticRecipe, StaticTextJob, train_static_text
 
@@ -299,6 +302,11 @@ def test_a_run_that_overwrites_is_gone_on_with_and_another_one_starts_over(tmp_p
         ({"nesting_dims": (16, 8)}, DimensionError, "must ascend"),
         ({"embed_dim": 0, "nesting_dims": (1,)}, DimensionError, "`embed_dim` must lie in"),
         ({"batch_size": 1}, DataError, "`batch_size` must be at least 2"),
+        ({"quantize": (Dtype.FLOAT16,)}, TrainingError, "`quantize` must be among int8, int4"),
+        ({"quantize": (Dtype.INT8,) * 2}, TrainingError, "each once, got int8,int8"),
+        ({"quantize_weight": 0.0}, TrainingError, "`quantize_weight` must be positive and finite"),
+        ({"spread_out_weight": -1.0}, TrainingError, "`spread_out_weight` must be finite and at"),
+        ({"spread_out_weight": float("nan")}, TrainingError, "`spread_out_weight` must be finite"),
     ],
 )
 def test_bad_recipes_are_refused(changes, error, message):
@@ -320,6 +328,63 @@ def test_self_distillation_and_sampling_train_too(tmp_path):
         options=OPTIONS,
     )
     assert np.isfinite(record.epochs[-1].loss)
+
+
+CODED: dict[str, Any] = {
+    "quantize": (Dtype.INT4, Dtype.ROTATED_BINARY),
+    "quantize_weight": 0.5,
+    "spread_out_weight": 2.0,
+    "self_distillation_weight": 1.5,
+}
+
+
+def test_codes_and_spread_are_added_with_their_weights_and_leave_the_float_losses_as_they_are():
+    job = StaticTextJob(recipe(**CODED), small_pairs(with_negatives=True))
+    batch = job.batch(0, 0)
+    value = job.module(batch, 0)
+    queries, documents = job.encoder(batch.anchors), job.encoder(batch.documents)
+    groups = {"query_groups": batch.anchor_groups, "document_groups": batch.document_groups}
+    contrast, ranking = NestedInfoNCE(job.nesting_dims), SelfDistillation(job.nesting_dims)
+    dtypes = CODED["quantize"]
+    expected = (
+        QuantizedPrefixes(contrast, dtypes, weight=0.5)(queries, documents, **groups)
+        + 1.5 * QuantizedPrefixes(ranking, dtypes, weight=0.5)(queries, documents)
+        + 2.0 * SpreadOut(job.nesting_dims)(queries, documents, **groups)
+    )
+    torch.testing.assert_close(value.total, expected)
+    plain = contrast.value(queries, documents, **groups)
+    torch.testing.assert_close(value.by_dim, plain.by_dim)
+    assert value.total > plain.total + 0.1
+
+
+def test_codes_and_spread_train_are_recorded_and_repeat_to_the_byte(tmp_path):
+    for name in ("one", "other"):
+        record = train_static_text(
+            small_pairs(), recipe(**CODED), out=tmp_path / name, options=OPTIONS
+        )
+    assert np.isfinite(record.epochs[-1].loss)
+    settings = NestManifest.load(tmp_path / "one").training["settings"]
+    assert settings["quantize"] == ["int4", "rotated-binary"]
+    assert (settings["quantize_weight"], settings["spread_out_weight"]) == (0.5, 2.0)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("quantize", (Dtype.BINARY,)), ("quantize_weight", 2.0), ("spread_out_weight", 1.0)],
+)
+def test_a_run_is_not_continued_with_other_codes_or_another_spread(name, value, tmp_path):
+    from nestling.train.loop import fit
+
+    out = tmp_path / "model"
+    before = {"quantize": (Dtype.INT8,)}
+    job = StaticTextJob(recipe(**before), small_pairs().hold_out(0.05)[0])
+    fit(job, OPTIONS, checkpoint_folder=out / "checkpoints")
+    with pytest.raises(TrainingError, match=f"differ in .*{name}"):
+        train_static_text(
+            small_pairs(), recipe(**(before | {name: value})), out=out, options=OPTIONS
+        )
 
 
 def _train_on_rank(rank, folder):

@@ -12,6 +12,7 @@ from rich.table import Table
 from nestling.cli.inputs import command_line
 from nestling.cli.options import (
     LOOP_CHOICES,
+    DtypeList,
     FloatList,
     IntList,
     OutputPath,
@@ -121,6 +122,28 @@ Run the same command again after a crash or a kill: it goes on from the last che
     help="Weight of teaching each prefix the ranking of the full width.",
 )
 @click.option(
+    "--quantize",
+    type=DtypeList(),
+    help="Formats that documents are trained in besides float: int8, int4, binary, rotated-binary.",
+)
+@click.option(
+    "--quantize-weight",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="X",
+    help="How much each of these formats counts beside float.",
+)
+@click.option(
+    "--spread-out",
+    "spread_out_weight",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Weight of holding texts that do not belong together as far apart as random ones.",
+)
+@click.option(
     "--validate",
     "validation_share",
     type=click.FloatRange(0, 0.9),
@@ -182,6 +205,9 @@ def _train_static(
             "symmetric",
             "self_distillation_weight",
             "dims_per_step",
+            "quantize",
+            "quantize_weight",
+            "spread_out_weight",
         ),
     )
     return train_static_text(
@@ -228,6 +254,9 @@ def _train_transformer(
             "symmetric",
             "self_distillation_weight",
             "dims_per_step",
+            "quantize",
+            "quantize_weight",
+            "spread_out_weight",
             "mini_batch_size",
             "overwrite",
         ),

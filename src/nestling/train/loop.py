@@ -126,7 +126,13 @@ class _Loop:
         self.epochs: list[EpochRecord] = []
         self.num_resumes = 0
         self.environment = describe_machine(accelerator, options)
-        self.settings = continuation_settings(job, options, accelerator.num_processes)
+        self.settings = continuation_settings(
+            job.settings,
+            options,
+            nesting_dims=job.nesting_dims,
+            num_batches=job.num_batches,
+            num_processes=accelerator.num_processes,
+        )
         self.clock_s = self.written_s = time.perf_counter()
         self.reported_s = 0.0
 

@@ -1,7 +1,7 @@
 """What must be equal, and what should be, when a training is continued."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,37 @@ from accelerate import Accelerator
 
 from nestling.errors import TrainingError
 from nestling.measure.environment import describe_environment
-from nestling.train.job import LoopOptions, TrainingJob
+from nestling.train.job import LoopOptions
 
 # Facts about the machine which may change the last bits of a result.
 _BIT_FACTS = ("torch", "device", "cpu", "num_threads")
 
 
 def continuation_settings(
-    job: TrainingJob, options: LoopOptions, num_processes: int
+    settings: Mapping[str, Any],
+    options: LoopOptions,
+    *,
+    nesting_dims: Sequence[int],
+    num_batches: int,
+    num_processes: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return everything that decides the numbers of a run, as JSON."""
+    """Return everything that decides the numbers of a run, as JSON.
+
+    Args:
+        settings: Of the job.
+        options: Of the loop.
+        nesting_dims: Widths that are trained.
+        num_batches: Of an epoch, over all processes.
+        num_processes: That share them.
+    """
     loop = asdict(options)
     del loop["checkpoint_every_s"]  # changes no number
     loop |= {
-        "nesting_dims": job.nesting_dims,
-        "num_batches": job.num_batches,
+        "nesting_dims": nesting_dims,
+        "num_batches": num_batches,
         "num_processes": num_processes,
     }
-    return {"job": as_json(job.settings), "loop": as_json(loop)}
+    return {"job": as_json(settings), "loop": as_json(loop)}
 
 
 def check_same_settings(

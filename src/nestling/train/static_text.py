@@ -22,11 +22,13 @@ from nestling.encode.table_encoder import TableEncoder
 from nestling.encode.token_table import TokenTable
 from nestling.errors import DataError, DimensionError, TrainingError
 from nestling.measure import measure
+from nestling.train.coding import check_coding, with_codes
 from nestling.train.job import LoopOptions, check_early_stopping
 from nestling.train.loop import fit
 from nestling.train.losses import LossValue
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.losses.spread_out import SpreadOut
 from nestling.train.model_card import Quality
 from nestling.train.model_folder import CHECKPOINT_FOLDER, process_state, training_folder
 from nestling.train.models.static_text import (
@@ -69,6 +71,10 @@ class StaticRecipe:
         dims_per_step: Look at so many widths per step; None looks at all.
         vocabulary: Most distinct tokens of a tokenizer that is learned.
         max_tokens: Read at most so many tokens of a text in training; None reads all.
+        quantize: Formats in which documents count besides float, see `QuantizedPrefixes`.
+        quantize_weight: How much each of them counts beside float.
+        spread_out_weight: Of the regularisation that spreads rows out, see `SpreadOut`; 0 leaves it
+            out.
     """
 
     embed_dim: int
@@ -82,13 +88,18 @@ class StaticRecipe:
     dims_per_step: int | None = None
     vocabulary: int = DEFAULT_VOCABULARY
     max_tokens: int | None = None
+    quantize: tuple[Dtype, ...] = ()
+    quantize_weight: float = 1.0
+    spread_out_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the widths and the batch size.
+        """Check the widths, the batch size, and what concerns the codes.
 
         Raises:
             DimensionError: If `embed_dim` or `nesting_dims` break the rules.
             DataError: If `batch_size` is below 2.
+            TrainingError: If `quantize` names no codes, or one of them twice, or a weight of codes
+                or of the spread is out of range.
         """
         if not 1 <= self.embed_dim <= LARGEST_EMBED_DIM:
             raise DimensionError(
@@ -99,6 +110,7 @@ class StaticRecipe:
                 f"`batch_size` must be at least 2, as each pair is told from the others of its batch, "
                 f"got {self.batch_size}. The usual one is 1024."
             )
+        check_coding(self.quantize, self.quantize_weight, self.spread_out_weight)
         dims = check_nesting_dims(self.nesting_dims, self.embed_dim)
         object.__setattr__(self, "nesting_dims", dims)
 
@@ -222,39 +234,38 @@ class _LossOfText(nn.Module):
     def __init__(self, encoder: StaticText, recipe: StaticRecipe, *, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self._loss = NestedInfoNCE(
+        drawn: dict[str, Any] = {"dims_per_step": recipe.dims_per_step, "seed": seed}
+        contrast = NestedInfoNCE(
             recipe.nesting_dims,
             recipe.dim_weights,
             temperature=recipe.temperature,
             symmetric=recipe.symmetric,
-            dims_per_step=recipe.dims_per_step,
-            seed=seed,
+            **drawn,
         )
+        self._loss = with_codes(contrast, recipe.quantize, recipe.quantize_weight)
         self._distillation_weight = recipe.self_distillation_weight
-        self._distillation = (
-            SelfDistillation(
-                recipe.nesting_dims,
-                temperature=recipe.temperature,
-                dims_per_step=recipe.dims_per_step,
-                seed=seed,
-            )
-            if self._distillation_weight
-            else None
-        )
+        self._distillation = None
+        if self._distillation_weight:
+            ranking = SelfDistillation(recipe.nesting_dims, temperature=recipe.temperature, **drawn)
+            self._distillation = with_codes(ranking, recipe.quantize, recipe.quantize_weight)
+        self._spread_out_weight = recipe.spread_out_weight
+        self._spread_out = SpreadOut(recipe.nesting_dims, recipe.dim_weights, **drawn)
 
     def forward(self, batch: PairBatch, step: int) -> LossValue:
         queries, documents = self.encoder(batch.anchors), self.encoder(batch.documents)
-        value = self._loss.value(
-            queries,
-            documents,
-            query_groups=batch.anchor_groups,
-            document_groups=batch.document_groups,
-            step=step,
-        )
-        if self._distillation is None:
-            return value
-        distilled = self._distillation.value(queries, documents, step=step)
-        return value._replace(total=value.total + self._distillation_weight * distilled.total)
+        groups = {
+            "query_groups": batch.anchor_groups,
+            "document_groups": batch.document_groups,
+        }
+        value: LossValue = self._loss.value(queries, documents, **groups, step=step)
+        total = value.total
+        if self._distillation is not None:
+            distilled = self._distillation.value(queries, documents, step=step)
+            total = total + self._distillation_weight * distilled.total
+        if self._spread_out_weight:
+            spread = self._spread_out.value(queries, documents, **groups, step=step)
+            total = total + self._spread_out_weight * spread.total
+        return value._replace(total=total)
 
 
 def quality_by_dim(

@@ -108,11 +108,12 @@ class SelfDistillation(nn.Module):
             temperature=self.temperature,
             block_rows=self.block_rows,
         )
-        total, losses = FusedContrast.apply(
-            *in_full_precision(queries, candidates),
+        total, losses = distil(
+            queries,
+            candidates,
             prefixes,
-            _FullWidth(without_itself=documents is None),
-            torch.is_grad_enabled(),
+            teacher=(queries, candidates),
+            without_itself=documents is None,
         )
         by_dim = losses.new_full((len(self.nesting.dims),), torch.nan)
         by_dim[list(positions[:-1])] = losses
@@ -130,6 +131,34 @@ class SelfDistillation(nn.Module):
         return self.value(queries, documents, step=step).total
 
 
+def distil(
+    queries: Float[Tensor, "queries dim"],
+    documents: Float[Tensor, "documents dim"],
+    prefixes: Prefixes,
+    *,
+    teacher: tuple[Float[Tensor, "queries full"], Float[Tensor, "documents full"]],
+    without_itself: bool,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " prefixes"]]:
+    """Return the weighted total over the prefixes, and the loss of each.
+
+    Args:
+        queries: The rows whose prefixes learn.
+        documents: The candidates whose prefixes learn, e.g. as their codes decode.
+        prefixes: Which prefixes.
+        teacher: Queries and candidates that teach, row by row the same, at their full width; no
+            gradient goes there.
+        without_itself: Whether row i of the candidates is query i, and no candidate for it.
+    """
+    wide = in_full_precision(queries, documents, *teacher)
+    total, losses = FusedContrast.apply(
+        *wide[:2],
+        prefixes,
+        _FullWidth(wide[2].detach(), wide[3].detach(), without_itself=without_itself),
+        torch.is_grad_enabled(),
+    )
+    return total, losses
+
+
 class _FullWidth:
     """The target of a query is the softmax over all candidates at full width; see `Objective`."""
 
@@ -138,21 +167,23 @@ class _FullWidth:
     _targets: Tensor
     _target_logs: Tensor
 
-    def __init__(self, *, without_itself: bool) -> None:
+    def __init__(self, queries: Tensor, documents: Tensor, *, without_itself: bool) -> None:
+        self._queries = queries
+        self._documents = documents
         self._without_itself = without_itself
         self._peaked = True
 
     def prepare(self, walk: Walk) -> None:
         """Take the norms at full width."""
         self._peaked = walk.prefixes.peaked
-        everything = [slice(0, walk.queries.shape[1])]
+        everything = [slice(0, self._queries.shape[1])]
         scale = 1 / (walk.prefixes.temperature * LN_2)
-        self._query_scales = inverse_norms(walk.queries, everything)[0] * scale
-        self._document_scales = inverse_norms(walk.documents, everything)[0]
+        self._query_scales = inverse_norms(self._queries, everything)[0] * scale
+        self._document_scales = inverse_norms(self._documents, everything)[0]
 
     def open_block(self, walk: Walk, rows: slice) -> None:
         """Compute the targets of these rows, and their mean logarithm."""
-        logits = walk.queries[rows] @ walk.documents.T
+        logits = self._queries[rows] @ self._documents.T
         logits.mul_(self._document_scales).mul_(self._query_scales[rows, None])
         self._mask(logits, rows)
         self._targets = torch.empty_like(logits)

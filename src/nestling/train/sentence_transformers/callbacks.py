@@ -16,6 +16,7 @@ from nestling.errors import MissingExtraError, TrainingError
 from nestling.train import loop
 from nestling.train.job import LoopOptions
 from nestling.train.losses.nesting import LossValue
+from nestling.train.losses.quantized_prefixes import QuantizedPrefixes
 from nestling.train.record import EpochRecord, RunningLoss, find_best_epoch
 from nestling.train.sentence_transformers.checkpoints import seal_checkpoint
 from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
@@ -73,9 +74,13 @@ class FiniteCallback(TrainerCallback):
         bad = [str(nesting.dims[row]) for row in looked_at if not math.isfinite(by_dim[row])]
         if bad:
             return f" at prefix {', '.join(bad)}"
-        if self._loss.self_distillation is not None:
-            return " in the self-distillation"
-        return ", though that of every prefix is finite"
+        others = {
+            "the codes": isinstance(self._loss.nested, QuantizedPrefixes),
+            "the self-distillation": self._loss.self_distillation is not None,
+            "the spread": self._loss.spread_out is not None,
+        }
+        there = [name for name, is_there in others.items() if is_there]
+        return f" in {' or '.join(there)}" if there else ", though that of every prefix is finite"
 
 
 @final

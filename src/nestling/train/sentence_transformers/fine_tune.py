@@ -1,5 +1,6 @@
 """Fine-tune a sentence-transformers model on pairs of texts, nested, through its own Trainer."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
+from nestling.core import Dtype
 from nestling.core.dims import check_nesting_dims, default_nesting_dims
 from nestling.core.files import naming_write_errors
 from nestling.core.progress import Progress, silent
@@ -25,9 +27,11 @@ from nestling.errors import (
     TrainingError,
     WriteError,
 )
+from nestling.train.coding import check_coding, with_codes
 from nestling.train.job import LoopOptions, check_early_stopping
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.losses.spread_out import SpreadOut
 from nestling.train.model_card import write_model_card
 from nestling.train.model_folder import (
     CHECKPOINT_FOLDER,
@@ -46,6 +50,9 @@ TRANSFORMER_OPTIONS = LoopOptions(num_epochs=1, learning_rate=2e-5, max_grad_nor
 
 SCHEME = "st:"
 
+COLUMN_LOGGER = "sentence_transformers.base.losses.merged_forward"
+"""Says why columns are embedded apart, e.g. as some rows have no negative: nothing to act on."""
+
 
 def train_sentence_transformer(
     model_uri: str,
@@ -60,6 +67,9 @@ def train_sentence_transformer(
     symmetric: bool = False,
     self_distillation_weight: float = 0.0,
     dims_per_step: int | None = None,
+    quantize: Sequence[Dtype] = (),
+    quantize_weight: float = 1.0,
+    spread_out_weight: float = 0.0,
     mini_batch_size: int | None = None,
     validation: Task | None = None,
     device: str | None = None,
@@ -97,6 +107,9 @@ def train_sentence_transformer(
         symmetric: See `NestedInfoNCE`.
         self_distillation_weight: Weight of `SelfDistillation` beside it; 0 leaves it out.
         dims_per_step: Look at this many prefixes per step; None looks at all.
+        quantize: Formats in which documents count besides float, see `QuantizedPrefixes`.
+        quantize_weight: How much each of them counts beside float.
+        spread_out_weight: Weight of `SpreadOut` beside it all; 0 leaves it out.
         mini_batch_size: Rows that are embedded at a time, see `SentenceTransformersLoss`.
         validation: Measured after each epoch, at every width.
         device: "cpu" keeps off an accelerator that is there; None takes it.
@@ -115,9 +128,10 @@ def train_sentence_transformer(
         DimensionError: If `dims` leave the model's width or are unsorted, or `early_stop_dim` is
             not among them.
         DataError: If there are fewer than two pairs, or `batch_size` is below 2.
-        TrainingError: If a loss or a gradient is not finite (the last good checkpoint stays), if
-            the checkpoints there are of another run, if early stopping has nothing to look at, or
-            if there are fewer batches than processes.
+        TrainingError: If `quantize` names no codes, or a weight beside it is out of range; if a
+            loss or a gradient is not finite (the last good checkpoint stays), if the checkpoints
+            there are of another run, if early stopping has nothing to look at, or if there are
+            fewer batches than processes.
         WriteError: If `out` is or holds the folder of the base model; as `training_folder`; or if
             it cannot be written. Nothing has been written or removed then, nor with any of the
             errors above that are about arguments.
@@ -127,6 +141,7 @@ def train_sentence_transformer(
 
     name = _name_of(model_uri)
     _check_apart(out, name)
+    check_coding(quantize, quantize_weight, spread_out_weight)
     # How processes meet is decided once, before they do; the Trainer takes it from here.
     state = PartialState(cpu=True) if device == "cpu" else process_state()
     # Opening a model draws numbers, too.
@@ -151,31 +166,43 @@ def train_sentence_transformer(
                 "symmetric": symmetric,
                 "self_distillation_weight": self_distillation_weight,
                 "dims_per_step": dims_per_step,
+                "quantize": quantize,
+                "quantize_weight": quantize_weight,
+                "spread_out_weight": spread_out_weight,
                 "mini_batch_size": mini_batch_size,
                 "validation": None if validation is None else validation.name,
             }
         )
         model = _open(name, device)
-        loss = SentenceTransformersLoss(
-            model,
-            NestedInfoNCE(
-                nesting_dims,
-                dim_weights,
-                temperature=temperature,
-                symmetric=symmetric,
-                dims_per_step=dims_per_step,
-                seed=options.seed,
-            ),
-            self_distillation=SelfDistillation(
+        contrast = NestedInfoNCE(
+            nesting_dims,
+            dim_weights,
+            temperature=temperature,
+            symmetric=symmetric,
+            dims_per_step=dims_per_step,
+            seed=options.seed,
+        )
+        ranking = spread_out = None
+        if self_distillation_weight:
+            distillation = SelfDistillation(
                 nesting_dims,
                 temperature=temperature,
                 # One drawn prefix is the full width, which is the teacher: then all are taught.
                 dims_per_step=None if dims_per_step == 1 else dims_per_step,
                 seed=options.seed,
             )
-            if self_distillation_weight
-            else None,
+            ranking = with_codes(distillation, quantize, quantize_weight)
+        if spread_out_weight:
+            spread_out = SpreadOut(
+                nesting_dims, dim_weights, dims_per_step=dims_per_step, seed=options.seed
+            )
+        loss = SentenceTransformersLoss(
+            model,
+            with_codes(contrast, quantize, quantize_weight),
+            self_distillation=ranking,
             self_distillation_weight=self_distillation_weight,
+            spread_out=spread_out,
+            spread_out_weight=spread_out_weight,
             mini_batch_size=mini_batch_size,
         )
         folder = out.resolve() / CHECKPOINT_FOLDER
@@ -299,15 +326,22 @@ def _forgetting_precision() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the bars and the chat of transformers off the terminal: `progress` is told instead."""
-    from transformers.utils import logging
+    """Keep the bars and the chat of the Trainer off the terminal: `progress` is told instead."""
+    from transformers.utils import logging as chat
 
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity, has_bars = chat.get_verbosity(), chat.is_progress_bar_enabled()
+    columns = logging.getLogger(COLUMN_LOGGER)
+    chat.set_verbosity_error()
+    chat.disable_progress_bar()
+    columns.addFilter(_is_error)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        columns.removeFilter(_is_error)
+        chat.set_verbosity(verbosity)
         if has_bars:
-            logging.enable_progress_bar()
+            chat.enable_progress_bar()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -11,7 +11,9 @@ from nestling.errors import DataError, MissingExtraError, TrainingError
 from nestling.train.losses.gradient_cache import encode_in_chunks
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.nesting import LossValue, Nesting
+from nestling.train.losses.quantized_prefixes import QuantizedPrefixes
 from nestling.train.losses.self_distillation import SelfDistillation
+from nestling.train.losses.spread_out import SpreadOut
 
 Features = Mapping[str, Any]
 """One tokenised column of a batch, as the Trainer hands it on."""
@@ -27,7 +29,8 @@ class SentenceTransformersLoss(nn.Module):
     other loss is called with all columns and, if there is one, the label column as `labels`.
 
     The Trainer logs `loss_dim_8`, `loss_dim_16`, ... beside `loss`: what each prefix adds to it,
-    weight included. They add up to `loss`; gradients are those of the loss itself, bit for bit.
+    weight included, and `loss_codes`, `loss_self_distillation` and `loss_spread_out` where they are
+    asked for. They add up to `loss`; gradients are those of the loss itself, bit for bit.
     While the model is not training, every prefix counts, whatever is drawn per step.
 
     Attributes:
@@ -35,7 +38,7 @@ class SentenceTransformersLoss(nn.Module):
         nested: The nested loss.
         step: Of the loss; `step_callback` keeps it up to date.
         last: Of the last batch that was trained on, before gradients of it were taken: the total is
-            what is minimised, self-distillation included; `by_dim` are those of the nested loss.
+            what is minimised, all parts included; `by_dim` are those of the nested loss in float.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class SentenceTransformersLoss(nn.Module):
         model: nn.Module,
         nested: nn.Module,
         *,
-        self_distillation: SelfDistillation | None = None,
+        self_distillation: SelfDistillation | QuantizedPrefixes | None = None,
         self_distillation_weight: float = 1.0,
+        spread_out: SpreadOut | None = None,
+        spread_out_weight: float = 1.0,
         mini_batch_size: int | None = None,
     ) -> None:
         """Wrap a loss.
@@ -52,9 +57,13 @@ class SentenceTransformersLoss(nn.Module):
         Args:
             model: A `SentenceTransformer`.
             nested: A loss with `nesting` and `value(..., step=...)`: `NestedInfoNCE`, `NestedLoss`
-                over any loss of embeddings, or one of your own.
+                over any loss of embeddings, `QuantizedPrefixes` around one of them, or one of your
+                own.
             self_distillation: Added to it, on the first and the other columns.
             self_distillation_weight: How much of it is added.
+            spread_out: Added to it, on the first and the other columns; labels are groups there if
+                they are groups in the nested loss.
+            spread_out_weight: How much of it is added.
             mini_batch_size: Embed this many rows at a time, keep only their embeddings, and embed
                 them again for the gradients: the loss of a large batch in the memory of a small
                 one (Gao et al. 2021, arXiv:2101.06983). None embeds all rows at once.
@@ -72,6 +81,8 @@ class SentenceTransformersLoss(nn.Module):
         self.nested = nested
         self.self_distillation = self_distillation
         self.self_distillation_weight = self_distillation_weight
+        self.spread_out = spread_out
+        self.spread_out_weight = spread_out_weight
         self.mini_batch_size = mini_batch_size
         self.step: int | None = None
         self.last: LossValue | None = None
@@ -145,37 +156,60 @@ class SentenceTransformersLoss(nn.Module):
         self, embeddings: Sequence[Tensor], labels: Tensor | None, step: int | None
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Return the total, and what each prefix adds to it, detached; 0 for those not drawn."""
-        value = self._value(embeddings, labels, step)
+        sides = [embeddings[0], *([torch.cat(list(embeddings[1:]))] if embeddings[1:] else [])]
+        groups = self._groups(embeddings, labels)
+        value = self._value(embeddings, sides, groups, labels, step)
         total = value.total
         shares = {f"loss_dim_{dim}": torch.zeros_like(total.detach()) for dim in self.nesting.dims}
         for position, weight in zip(*self.nesting.at_step(step), strict=True):
             name = f"loss_dim_{self.nesting.dims[position]}"
             shares[name] = (weight * value.by_dim[position]).to(total.dtype)
+        if isinstance(self.nested, QuantizedPrefixes):
+            shares["loss_codes"] = total.detach() - sum(shares.values())
         if self.self_distillation is not None:
-            distilled = self.self_distillation.value(
-                embeddings[0], torch.cat(list(embeddings[1:])), step=step
-            )
+            distilled = self.self_distillation.value(*sides, step=step)
             added = self.self_distillation_weight * distilled.total
             shares["loss_self_distillation"] = added.detach()
+            total = total + added
+        if self.spread_out is not None:
+            spread = self.spread_out.value(*sides, **groups, step=step)
+            added = self.spread_out_weight * spread.total
+            shares["loss_spread_out"] = added.detach()
             total = total + added
         if self.model.training:
             self.last = LossValue(total.detach(), value.by_dim)
         return total, shares
 
+    @property
+    def _is_contrastive(self) -> bool:
+        nested = self.nested
+        base = nested.base if isinstance(nested, QuantizedPrefixes) else nested
+        return isinstance(base, NestedInfoNCE)
+
     def _value(
-        self, embeddings: Sequence[Tensor], labels: Tensor | None, step: int | None
+        self,
+        embeddings: Sequence[Tensor],
+        sides: Sequence[Tensor],
+        groups: Mapping[str, Tensor],
+        labels: Tensor | None,
+        step: int | None,
     ) -> LossValue:
-        if not isinstance(self.nested, NestedInfoNCE):
+        value: LossValue
+        if self._is_contrastive:
+            value = self.nested.value(*sides, **groups, step=step)
+        else:
             keywords = {} if labels is None else {"labels": labels}
-            value: LossValue = self.nested.value(*embeddings, **keywords, step=step)
-            return value
-        queries, positives, *negatives = embeddings
-        groups: dict[str, Int[Tensor, " rows"]] = {}
-        if labels is not None:
-            # A mined negative belongs to no pair, so it gets a group that no query has.
-            nobody = (labels.min() - 1).expand(sum(map(len, negatives)))
-            groups = {"query_groups": labels, "document_groups": torch.cat([labels, nobody])}
-        return self.nested.value(queries, torch.cat([positives, *negatives]), **groups, step=step)
+            value = self.nested.value(*embeddings, **keywords, step=step)
+        return value
+
+    def _groups(
+        self, embeddings: Sequence[Tensor], labels: Tensor | None
+    ) -> dict[str, Int[Tensor, " rows"]]:
+        if labels is None or not self._is_contrastive:
+            return {}
+        # A mined negative belongs to no pair, so it gets a group that no query has.
+        nobody = (labels.min() - 1).expand(sum(map(len, embeddings[2:])))
+        return {"query_groups": labels, "document_groups": torch.cat([labels, nobody])}
 
 
 def cut_rows(features: Features, num_rows: int) -> Iterator[Features]:

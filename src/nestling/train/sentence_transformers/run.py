@@ -26,7 +26,7 @@ from nestling.train.sentence_transformers.callbacks import (
 from nestling.train.sentence_transformers.checkpoints import SealedCheckpoint, find_checkpoint
 from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
 from nestling.train.sentence_transformers.validation import PrefixEvaluator
-from nestling.train.settings import as_json, describe_machine
+from nestling.train.settings import continuation_settings, describe_machine
 
 try:
     import datasets
@@ -125,10 +125,13 @@ class TrainerRun:
         self._folder = folder
         self._progress = progress if state.is_main_process else silent
         self._steps_per_epoch = self._num_batches // state.num_processes
-        self._continuation = {
-            "job": dict(settings),
-            "loop": _decisive(options, self._num_batches, state.num_processes),
-        }
+        self._continuation = continuation_settings(
+            settings,
+            options,
+            nesting_dims=self._nesting_dims,
+            num_batches=self._num_batches,
+            num_processes=state.num_processes,
+        )
         args = SentenceTransformerTrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=batch_size,
@@ -250,13 +253,6 @@ def count_batches(num_pairs: int, batch_size: int) -> int:
 def pick_device(device: str | None) -> torch.device:
     """Return the device that is asked for, or the one the Trainer takes."""
     return torch.device(device or sentence_transformers.util.get_device_name())
-
-
-def _decisive(options: LoopOptions, num_batches: int, num_processes: int) -> dict[str, Any]:
-    """Return, as JSON, all that decides the numbers of a run besides the settings of the job."""
-    decisive = {**asdict(options), "num_batches": num_batches, "num_processes": num_processes}
-    del decisive["checkpoint_every_s"]
-    return as_json(decisive)
 
 
 def _factor(step: int, *, num_steps: int, options: LoopOptions) -> float:
