@@ -15,6 +15,7 @@ from nestling.train.adapter.learn import (
     may_turn,
     nearest_rotation,
     nearest_rows,
+    reach_of,
     tangent,
     turned_by,
 )
@@ -70,9 +71,12 @@ def test_a_turn_is_the_matrix_exponential() -> None:
     turn = torch.from_numpy(np.random.default_rng(0).standard_normal((DIM, DIM))) * 1e-3
     turn = turn - turn.T
 
-    torch.testing.assert_close(
-        turned_by(rotation, turn), rotation @ torch.matrix_exp(turn), rtol=0, atol=1e-11
-    )
+    exact = rotation @ torch.matrix_exp(turn)
+    torch.testing.assert_close(turned_by(rotation, turn, reach=DIM), exact, rtol=0, atol=1e-11)
+
+    turn[10:, 10:] = 0
+    exact = rotation @ torch.matrix_exp(turn)
+    torch.testing.assert_close(turned_by(rotation, turn, reach=10), exact, rtol=0, atol=1e-11)
 
 
 def test_nearest_rotation_is_the_polar_factor() -> None:
@@ -146,6 +150,8 @@ def test_what_may_turn(bands: set[int], widths: set[int]) -> None:
             is_seen = any(low < width <= high for width in ends)
             assert by_coordinate[row, column] == (not is_split)
             assert may[row, column] == (not is_split and is_seen)
+    assert reach_of(by_coordinate) == DIM or not by_coordinate[-1, -1]
+    assert reach_of(may) <= (max(widths) if widths else 0)
 
 
 def test_coordinates_between_two_widths_end_up_in_their_principal_axes() -> None:

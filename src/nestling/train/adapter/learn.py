@@ -60,7 +60,7 @@ class RotationOptions:
         temperature: Of the softmax over cosines, of teacher and prefixes alike.
         dtypes: Also rank with the documents as codes of these formats; see `QuantizedPrefixes`.
         spread_out_weight: Weight of `SpreadOut` on the drawn rows; 0 leaves it out.
-        seed: Same seed, same rotation.
+        seed: Same seed and number of threads, same rotation.
     """
 
     num_steps: int | None = None
@@ -127,7 +127,9 @@ def learn_rotation(
     """
     options = options or RotationOptions()
     if len(rows) < 2:
-        raise DataError(f"`rows` must hold at least two vectors to rank, got {len(rows)}.")
+        raise DataError(
+            f"`rows` must hold at least two vectors to rank, got {len(rows)}. Give more."
+        )
     widths = (*check_dims(dims, start.shape[0] - 1), start.shape[0])
     vectors = torch.from_numpy(np.ascontiguousarray(rows))
     ranked = _with_codes(SelfDistillation(widths, temperature=options.temperature), options)
@@ -316,6 +318,7 @@ class Turning:
         self.rotation = torch.from_numpy(start.astype(np.float32))
         dim = len(self.rotation)
         self._may_turn = torch.from_numpy(may_turn.astype(np.float32))
+        self._reach = reach_of(may_turn)
         self._first = torch.zeros(dim, dim)
         self._second = torch.zeros(dim, dim)
         self._num_steps = 0
@@ -334,7 +337,7 @@ class Turning:
         first = self._first / (1 - FIRST_DECAY**self._num_steps)
         second = self._second / (1 - SECOND_DECAY**self._num_steps)
         turn = first.div_(second.sqrt_().add_(SMALLEST_SLOPE)).mul_(-learning_rate)
-        self.rotation = turned_by(self.rotation, turn)
+        self.rotation = turned_by(self.rotation, turn, reach=self._reach)
         if self._num_steps % POLISH_EVERY == 0:
             self.rotation = nearest_rotation(self.rotation)
 
@@ -351,14 +354,29 @@ def tangent(turned: Sequence[Tensor]) -> Float[Tensor, "dim dim"]:
     return total - total.T
 
 
+def reach_of(may_turn: Bool[np.ndarray, "dim dim"]) -> int:
+    """Return the coordinate from which on no two turn into each other: the widest width cut at."""
+    coordinates = np.arange(len(may_turn))
+    smaller_of_pair = np.minimum.outer(coordinates, coordinates)
+    return int(smaller_of_pair[may_turn].max(initial=-1)) + 1
+
+
 def turned_by(
-    rotation: Float[Tensor, "dim dim"], turn: Float[Tensor, "dim dim"]
+    rotation: Float[Tensor, "dim dim"], turn: Float[Tensor, "dim dim"], *, reach: int
 ) -> Float[Tensor, "dim dim"]:
-    """Return R exp(K) for a small antisymmetric K, to the fourth power of K."""
-    term = result = rotation
+    """Return R exp(K) for a small antisymmetric K, to the fourth power of K.
+
+    Args:
+        rotation: R.
+        turn: K.
+        reach: K is zero where both coordinates lie at or beyond this one; most of K, where a wide
+            embedding is cut at small widths alone.
+    """
+    term, result = rotation, rotation.clone()
     for power in range(1, 5):
-        term = (term @ turn).div_(power)
-        result = result + term
+        beyond = term[:, :reach] @ turn[:reach, reach:]
+        term = torch.cat([term @ turn[:, :reach], beyond], dim=1).div_(power)
+        result += term
     return result
 
 
