@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from nestling.cli import main
 from nestling.encode import open_encoder
 from nestling.train.adapter import METHODS
+from nestling.train.adapter.adapter import DEFAULT_SAMPLE_ROWS
 
 WORDS = ("river", "mountain", "guitar", "bread", "engine", "window", "doctor", "planet")
 
@@ -61,7 +62,7 @@ def test_the_table_the_verdict_and_what_to_do_next(vectors: Path, tmp_path: Path
     assert float(rows[1][1]) > float(rows[0][1]) + 20
     assert [float(row[3]) for row in rows] == [100, 100]
     assert re.search(
-        r"At \d+ dims the first \d+ coordinates now keep [\d.]+% of the ten nearest neighbours, before",
+        r"As asked for with the method pca: at \d+ dims the first \d+ coordinates now keep [\d.]+% of the ten nearest neighbours, before",
         result.stdout,
     )
     assert "does not say which model made it" in said(result)
@@ -103,8 +104,46 @@ def test_pairs_give_a_table_of_their_own(texts: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"│ supervised +│", result.stdout)) == 2
 
 
-def test_help_names_every_method() -> None:
+def test_few_groups_of_pairs_are_said_to_be_too_few(texts: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("anchor\tpositive\na river\ta bridge\nbread\ta baker\na horse\ta rider\n")
+    chosen = ["--method", "pca", "--pairs", str(pairs), "--dims", "8"]
+    result = run(
+        "--model", "static:wordllama", "--fit-on", str(texts), *chosen, "--out", str(tmp_path / "x")
+    )
+    assert result.exit_code == 0, result.output
+    assert "holding pairs out takes at least 4 groups, and texts that differ" in said(result)
+
+
+def test_shortfalls_stand_in_the_tables_that_are_judged(vectors: Path, tmp_path: Path) -> None:
+    chosen = ["--dims", "8", "--method", "pca", "--quantize", "int8,binary"]
+    result = run("--fit-on", str(vectors), *chosen, "--out", str(tmp_path / "x"))
+    assert result.exit_code == 0, result.output
+    plain, *coded = result.stdout.split("ten nearest neighbours kept in ")[1:]
+    assert "shortfall" not in plain
+    assert len(coded) == 2
+    for table in coded:
+        words = " ".join(re.sub("[│┃]", " ", table).split())
+        assert "shortfall over int8, binary" in words
+
+
+def test_ctrl_c_leaves_no_folder_and_promises_no_checkpoint(
+    vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nestling.train.adapter.adapter.choose", interrupted)
+    out = tmp_path / "x"
+    result = run("--fit-on", str(vectors), "--dims", "8", "--method", "pca", "--out", str(out))
+    assert result.exit_code == 130
+    assert "such as an adapter, starts anew" in said(result)
+    assert not out.exists()
+
+
+def test_help_names_every_method_and_the_size_of_the_sample() -> None:
     shown = run("--help").stdout
+    assert f"[default: {DEFAULT_SAMPLE_ROWS:,}]" in " ".join(shown.split())
     assert all(re.search(rf"^  +{method} ", shown, re.M) for method in METHODS)
 
 
@@ -113,6 +152,23 @@ def test_help_names_every_method() -> None:
     [
         ([], 2, "Missing option '--fit-on'"),
         (["--fit-on", "builtin"], 2, "--fit-on builtin holds no vectors: name a --model"),
+        (["--fit-on", "nope.npy"], 1, "`path` must exist, got nope.npy. Did you mean mine.npy?"),
+        (["--fit-on", "self:nope.npy"], 1, "`path` must exist, got nope.npy"),
+        (
+            ["--fit-on", "{v}", "--base-url", "http://x"],
+            2,
+            "--base-url and --max-tokens belong to a --model, and none is named",
+        ),
+        (
+            ["--fit-on", "{v}", "--max-tokens", "5"],
+            2,
+            "--base-url and --max-tokens belong to a --model, and none is named",
+        ),
+        (
+            ["--fit-on", "{v}", "--dims", "8", "--method", "banded"],
+            1,
+            "`method` banded needs at least two widths below the full one",
+        ),
         (["--fit-on", "{v}", "--method", "magic"], 2, "'magic' is not one of"),
         (["--fit-on", "{v}", "--dims", "8,128"], 1, "must lie in [1, 64]"),
         (["--fit-on", "{v}", "--dims", "64"], 1, "must name a width below the full one, 64"),

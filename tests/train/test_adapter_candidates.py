@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nestling.core import take_prefix
+from nestling.core import Dtype, take_prefix
 from nestling.encode.vector_map import deviation_from_orthogonal
 from nestling.train.adapter.candidates import (
     METHODS,
@@ -46,7 +46,6 @@ def test_every_kind_is_fitted_in_order_and_named(candidates):
         "pca",
         "rotation",
         "rotation within 8",
-        "banded 4,8",
         "banded 4",
         "banded 8",
         "variance",
@@ -54,7 +53,7 @@ def test_every_kind_is_fitted_in_order_and_named(candidates):
         "residual",
         "residual (published losses)",
     ]
-    assert {"fit rotation", "fit banded 4,8", "fit residual"} <= told
+    assert {"fit rotation", "fit banded 4", "fit residual"} <= told
 
 
 def test_all_but_the_residual_map_are_orthogonal_and_keep_full_width_scores(candidates, rows):
@@ -70,8 +69,6 @@ def test_all_but_the_residual_map_are_orthogonal_and_keep_full_width_scores(cand
 @pytest.mark.parametrize(
     ("name", "like", "dim"),
     [
-        ("banded 4,8", "identity", 4),
-        ("banded 4,8", "identity", 8),
         ("banded 4", "identity", 4),
         ("banded 8", "identity", 8),
         ("rotation within 8", "pca", 8),
@@ -111,6 +108,15 @@ def test_pca_completes_the_basis_where_there_are_fewer_rows_than_dims():
     )
 
 
+def test_pca_of_many_rows_is_that_of_all_at_once(monkeypatch):
+    rows = np.random.default_rng(0).standard_normal((1000, 6)).astype(np.float32)
+    rows *= np.linspace(1, 2, 6, dtype=np.float32)
+    whole = pca_basis(rows)
+    monkeypatch.setattr("nestling.train.adapter.candidates.GRAM_ROWS", 300)
+    parts = pca_basis(rows)
+    np.testing.assert_allclose(np.abs(np.sum(whole * parts, axis=0)), 1, atol=1e-9)
+
+
 def test_variance_sort_only_changes_the_order(candidates, rows):
     adapted = candidates[0]["variance"].map(rows)
     np.testing.assert_array_equal(np.sort(adapted, axis=1), np.sort(rows, axis=1))
@@ -118,10 +124,26 @@ def test_variance_sort_only_changes_the_order(candidates, rows):
 
 
 def test_the_number_of_banded_fits_is_bounded():
-    assert band_boundaries([8, 32]) == [(8,)]
-    assert band_boundaries([4, 8, 32]) == [(4, 8), (4,), (8,)]
-    many = band_boundaries([1, 2, 4, 8, 16, 32, 64])
+    coded = {"by_coordinate": True}
+    assert band_boundaries([8, 32], **coded) == [(8,)]
+    assert band_boundaries([4, 8, 32], **coded) == [(4, 8), (4,), (8,)]
+    many = band_boundaries([1, 2, 4, 8, 16, 32, 64], **coded)
     assert many == [(1, 2, 4, 8, 16, 32), (1,), (8,), (32,)]
+
+
+def test_bands_within_which_no_width_sees_a_turn_are_left_out(rows):
+    assert band_boundaries([8, 32], by_coordinate=False) == []
+    assert band_boundaries([4, 8, 32], by_coordinate=False) == [(4,), (8,)]
+    many = band_boundaries([1, 2, 4, 8, 16, 32, 64], by_coordinate=False)
+    assert many == [(1,), (8,), (32,)]
+    methods = ["rotation", "banded"]
+    for dtypes, names in (
+        ((), ["rotation"]),
+        ((Dtype.BINARY,), ["rotation", "rotation within 8", "banded 8"]),
+    ):
+        options = RotationOptions(num_steps=1, dtypes=dtypes)
+        fitted = fit_candidates(rows, (8, 32), methods=methods, options=options)
+        assert [candidate.name for candidate in fitted] == names
 
 
 def test_kinds_that_are_not_asked_for_are_not_fitted(rows):

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def test_vectors_that_are_nested_already_are_left_as_they_are(tmp_path, on_cpu):
         read_source(path), recipe_of(8), out=tmp_path / "out", warn=lambda note: None
     )
     assert record.method == "identity"
-    assert "nested already" in record.verdict
+    assert "the adapter leaves them as they are" in record.verdict
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "rotation.npy"), np.eye(32))
 
 
@@ -224,7 +225,7 @@ def test_codes_are_fitted_to_and_judged_in(source, tmp_path, on_cpu):
         source, recipe_of(16, method="rotation", dtypes=(Dtype.BINARY,)), out=tmp_path / "out"
     )
     assert record.dtypes == (Dtype.FLOAT32, Dtype.BINARY)
-    assert record.recipe["rotation"]["dtypes"] == (Dtype.BINARY,)
+    assert record.recipe["dtypes"] == (Dtype.BINARY,)
     values = {line.name: line.values[Dtype.BINARY][16] for line in record.table}
     assert record.judged(record.winner).shortfall == pytest.approx(
         max(
@@ -238,8 +239,93 @@ def test_codes_are_fitted_to_and_judged_in(source, tmp_path, on_cpu):
         )
     )
     assert values["rotation"] < 1
-    assert "in binary now keep" in record.verdict
-    assert "## Neighbours kept by width, in binary" in (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"in binary now keep|: in binary they", record.verdict)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Neighbours kept by width, in binary" in card
+
+
+def test_shortfalls_stand_where_they_are_judged_and_all_formats_are_spoken_of(
+    source, tmp_path, on_cpu
+):
+    dtypes = (Dtype.INT8, Dtype.BINARY)
+    record = train_adapter(source, recipe_of(16, method="pca", dtypes=dtypes), out=tmp_path / "out")
+    assert record.judged_dtypes == dtypes
+    card = (tmp_path / "out" / "README.md").read_text()
+    parts = card.split("## Neighbours kept by width, in ")
+    heads = [next(line for line in part.splitlines() if line[:5] == "| map") for part in parts[1:]]
+    assert heads == [
+        "| map | 16 | 64 |",
+        "| map | 16 | 64 | shortfall over int8, binary |",
+        "| map | 16 | 64 | shortfall over int8, binary |",
+    ]
+    for dtype in dtypes:
+        kept, was = (record.judged(name).values[dtype][16] for name in (record.winner, "identity"))
+        assert re.search(
+            rf"at 16 dims.* in {dtype}( now keep)? {kept:.1%}.*, before {was:.1%}", record.verdict
+        )
+    assert "float32" not in record.verdict
+
+
+def test_the_card_prints_what_was_asked_once(fitted):
+    out, record = fitted
+    card = (out / "README.md").read_text()
+    for name in ("seed", "dtypes", "spread_out_weight"):
+        assert name in record.recipe
+        assert name not in record.recipe["rotation"]
+        assert card.count(f'"{name}"') == 0
+
+
+def test_what_is_said_of_identity_is_true(source, tmp_path, on_cpu):
+    named = train_adapter(source, recipe_of(8, method="identity"), out=tmp_path / "named")
+    assert named.judged("identity").shortfall > 0.1
+    kept = named.judged("identity").values[Dtype.FLOAT32][8]
+    assert named.verdict == (
+        f"The vectors stay as they are, as asked for with the method identity: at 8 dims they keep {kept:.1%} of the "
+        f"ten nearest neighbours."
+    )
+    won = named.judged("identity")
+    near = replace(
+        named,
+        recipe={**named.recipe, "method": "auto"},
+        table=tuple(replace(line, shortfall=0.004) for line in (won, *named.table[1:])),
+    )
+    assert near.verdict == (
+        "No map that may be chosen unasked is clearly better than the vectors as they are, so the adapter leaves them "
+        "as they are: they fall short of the best lossless map by 0.4% at most."
+    )
+    tied = replace(near, table=tuple(replace(line, shortfall=0.0005) for line in near.table))
+    assert tied.verdict.startswith("No lossless map keeps more neighbours than the vectors as they")
+    assert "nested already" in tied.verdict
+
+
+def test_a_named_map_that_loses_is_said_to_be_as_asked_for(source, tmp_path, on_cpu):
+    record = train_adapter(source, recipe_of(8, method="random"), out=tmp_path / "out")
+    assert record.verdict.startswith("As asked for with the method random: at 8 dims the first 8")
+
+
+def test_bands_that_no_width_sees_are_refused_if_asked_for(source, tmp_path, on_cpu):
+    out = tmp_path / "out"
+    with pytest.raises(
+        TrainingError,
+        match=r"`method` banded needs at least two widths below the full one, or `dtypes`.* got 8 and 64.*Name "
+        r"another width, codes with --quantize, or another method",
+    ):
+        train_adapter(source, recipe_of(8, method="banded"), out=out)
+    assert not out.exists()
+    coded = recipe_of(8, method="banded", dtypes=(Dtype.BINARY,))
+    assert train_adapter(source, coded, out=out).winner == "banded 8"
+
+
+def test_a_fit_that_is_cut_off_leaves_no_empty_folder(source, tmp_path, on_cpu, monkeypatch):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nestling.train.adapter.adapter.choose", interrupted)
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(KeyboardInterrupt):
+            train_adapter(source, recipe_of(8, method="pca"), out=tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def test_a_supervised_rotation_learns_from_pairs(tmp_path, on_cpu):
@@ -255,7 +341,7 @@ def test_a_supervised_rotation_learns_from_pairs(tmp_path, on_cpu):
     assert set(on_pairs["supervised"]) == {8, 256}
     assert on_pairs["supervised"][256] == pytest.approx(on_pairs["identity"][256], abs=1e-3)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "in groups or classes that no map has seen, of wheres" in card
+    assert "in groups or classes whose pairs no map was fitted on, of wheres" in card
     assert open_adapter(tmp_path / "out").fingerprint.space.adapter.startswith("supervised-")
 
 
@@ -295,9 +381,26 @@ def test_a_finished_adapter_is_refused_and_never_written_over_by_its_own_child(f
     with pytest.raises(WriteError, match="holds a finished model"):
         train_adapter(source, recipe_of(8), out=out)
     child = replace(source, parent=open_adapter(out).fingerprint)
-    with pytest.raises(WriteError, match="must not be the model that the adapter is for"):
+    with pytest.raises(WriteError, match="must not be a model that the adapter is for"):
         train_adapter(child, recipe_of(8), out=out, overwrite=True)
     assert (out / "adapter.safetensors").read_bytes() == before
+
+
+def test_no_adapter_is_written_over_by_a_child_of_its_child(fitted, source, tmp_path):
+    out, _ = fitted
+    before = (out / "adapter.safetensors").read_bytes()
+    child = replace(source, parent=open_adapter(out).fingerprint)
+    train_adapter(child, recipe_of(8, method="pca"), out=tmp_path / "child")
+    grandchild = replace(source, parent=open_adapter(tmp_path / "child").fingerprint)
+    with pytest.raises(
+        WriteError,
+        match=rf"must not be a model that the adapter is for.* got {out} for nest:\S+child, which needs it",
+    ):
+        train_adapter(grandchild, recipe_of(8, method="pca"), out=out, overwrite=True)
+    assert (out / "adapter.safetensors").read_bytes() == before
+    # Where the parent has gone, nothing can be known of its own parents.
+    (tmp_path / "child").rename(tmp_path / "gone")
+    train_adapter(grandchild, recipe_of(8, method="pca"), out=tmp_path / "third")
 
 
 def test_an_adapter_of_an_adapter_names_both(fitted, source, tmp_path):

@@ -60,9 +60,40 @@ def test_classes_are_held_out_whole_and_no_text_seeks_itself(encoder):
 
 
 def test_too_few_groups_hold_nothing_out(encoder):
-    pairs = encode_pairs(encoder, pairs_of(4), most=1000, seed=0, cache=None)
+    pairs = encode_pairs(encoder, pairs_of(3), most=1000, seed=0, cache=None)
     assert pairs.held_out is None
-    assert len(pairs.anchors) == 4
+    assert len(pairs.anchors) == 3
+
+
+def labelled_pairs(sizes):
+    """Classes of so many pairs each; no two texts are equal."""
+    rows, groups = [], []
+    for number, size in enumerate(sizes):
+        texts = [f"{WORDS[number]} {place}" for place in range(size)]
+        rows += [(text, texts[place - 1], "") for place, text in enumerate(texts)]
+        groups += [number] * size
+    return make_pairs(rows, source="labels", groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_groups"), [([8] * 4, 2), ([8] * 7, 2), ([60, 3, 3, 3], 2), ([4] * 12, 2)]
+)
+def test_two_classes_at_least_are_held_out_of_four_and_more(encoder, sizes, held_groups):
+    pairs = encode_pairs(encoder, labelled_pairs(sizes), most=1000, seed=0, cache=None)
+    assert pairs.held_out is not None
+    assert len(np.unique(pairs.groups)) == len(sizes) - held_groups
+    assert len(pairs.anchors) + len(pairs.held_out.anchors) == pairs.num_pairs == sum(sizes)
+    # A class that is most of the pairs is what there is to fit on.
+    assert max(sizes) in np.unique(pairs.groups, return_counts=True)[1]
+
+
+def test_of_large_classes_a_draw_of_the_pairs_is_judged(encoder, monkeypatch):
+    monkeypatch.setattr("nestling.train.adapter.pairs.MOST_HELD_OUT", 20)
+    pairs = encode_pairs(encoder, labelled_pairs([40] * 10), most=1000, seed=0, cache=None)
+    assert pairs.held_out is not None
+    assert (len(np.unique(pairs.groups)), len(pairs.anchors)) == (8, 320)
+    assert 10 < len(pairs.held_out.anchors) <= 20
+    assert pairs.num_pairs == 340
 
 
 def test_at_most_so_many_pairs_are_encoded_and_the_seed_decides_which(encoder):

@@ -47,6 +47,29 @@ def test_rows_are_unit_and_no_row_is_in_both_parts(nested_vectors):
     assert len(rows) == len(np.unique(rows, axis=0)) == 300
 
 
+@pytest.mark.parametrize("factor", [2, 3, 0.7])
+def test_rows_equal_up_to_their_length_count_once(nested_vectors, factor):
+    longer = np.concatenate([nested_vectors[:300], nested_vectors[:300] * np.float32(factor)])
+    sample = draw(longer)
+    assert len(sample.fit) + len(sample.held_out) == 300
+    assert (sample.fit @ sample.held_out.T).max() < 1 - 1e-5
+
+
+def test_a_part_that_is_cut_off_is_cut_anywhere():
+    # Every row twice, so that a second part is needed to make up for the first.
+    rows = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
+    places = np.repeat(np.arange(500), 2)
+    angles = np.linspace(0, 3, 500, dtype=np.float32)
+    rows[:, 0], rows[:, 1] = 30 * np.cos(angles), 30 * np.sin(angles)
+    sample = draw(rows[places], sample_rows=450)
+    drawn = np.concatenate([sample.fit, sample.held_out])
+    # The angle says where a row stood: those at the end are as likely to be there as others.
+    found = np.arctan2(drawn[:, 1], drawn[:, 0])
+    shares = np.histogram(found, bins=5, range=(0, 3))[0] / 100
+    assert len(drawn) == 450
+    assert shares.min() > 0.8
+
+
 def test_the_seed_alone_decides(nested_vectors):
     first, again, other = (
         draw(nested_vectors, sample_rows=500, seed=seed).fit for seed in (1, 1, 2)

@@ -36,8 +36,8 @@ class VerbGroup(LazyGroup):
             raise
         except KeyboardInterrupt:
             click.echo(
-                "\nInterrupted. What was finished (blocks of vectors, training checkpoints) is kept: run the "
-                "same command to go on.",
+                "\nInterrupted. Finished blocks of vectors and checkpoints of models in training are kept: run "
+                "the same command to go on. Anything else, such as an adapter, starts anew.",
                 err=True,
             )
             ctx.exit(EXIT_INTERRUPTED)

@@ -23,6 +23,8 @@ from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import Dtype, default_nesting_dims
 from nestling.core.progress import Progress
 from nestling.data import open_corpus, open_training_pairs
+from nestling.data.lines import check_exists
+from nestling.data.tasks import FORM_NAMES, form_of
 from nestling.data.vectors import is_vectors
 from nestling.encode import Encoder, cache_root, open_encoder
 from nestling.errors import MissingExtraError
@@ -50,18 +52,18 @@ Examples:
       --fit-on articles.jsonl --out nested
   nestling encode --model nest:nested --vectors vectors --out nested-vectors
 
-Nothing is learnt from labels or queries, unless --pairs gives some; of a task only the documents
+Nothing is learned from labels or queries, unless --pairs gives some; of a task only the documents
 are used.
 
 \b
 Methods, all in one table:
   identity   the vectors as they are
   pca        uncentred PCA
-  rotation   learnt, from the PCA
-  banded     learnt, within the bands between some of the widths, whose prefixes keep their scores
+  rotation   learned, from the PCA
+  banded     learned, within the bands between some of the widths, whose prefixes keep their scores
   variance   coordinates by their variance
   random     a rotation by chance
-  supervised learnt from --pairs
+  supervised learned from --pairs
   residual   a perceptron; full-width scores change
 auto takes the one of the first four that falls least short of the best at any width.""",
 )
@@ -90,10 +92,8 @@ auto takes the one of the first four that falls least short of the best at any w
 @click.option(
     "--sample-rows",
     type=click.IntRange(min=1),
-    default=20_000,
-    show_default=True,
     metavar="N",
-    help="Fit on at most N distinct vectors; a fifth of them is held out.",
+    help="Fit on at most N distinct vectors; a fifth of them is held out.  [default: 20,000]",
 )
 @click.option(
     "--quantize",
@@ -116,7 +116,7 @@ auto takes the one of the first four that falls least short of the best at any w
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Same seed, same adapter.",
+    help="Same seed and number of threads, same adapter.",
 )
 @encoder_options
 @bad_rows_option
@@ -134,24 +134,32 @@ def command(
     bad_rows: Any,
     overwrite: bool,
     as_json: bool,
+    sample_rows: int | None,
     **recipe: Any,
 ) -> None:
     """Fit a map after which every prefix of frozen vectors says more, without labels."""
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError("torch", "train")
     from nestling.train.adapter import AdapterRecipe, train_adapter
+    from nestling.train.adapter.adapter import DEFAULT_SAMPLE_ROWS
 
+    if model is None and (base_url is not None or max_tokens is not None):
+        raise click.UsageError(
+            "--base-url and --max-tokens belong to a --model, and none is named. Leave them out, or name it."
+        )
+    most = sample_rows or DEFAULT_SAMPLE_ROWS
     with progress_bars() as progress:
         encoder = None
         if model is not None:
             encoder = open_encoder(model, base_url=base_url, max_tokens=max_tokens)
         drawn = {"seed": recipe["seed"], "progress": progress}
-        most = recipe["sample_rows"]
         source = _open_source(encoder, fit_on, sample_rows=most, bad_rows=bad_rows, **drawn)
         record = train_adapter(
             source,
             AdapterRecipe(
-                nesting_dims=dims or default_nesting_dims(source.vectors.shape[1]), **recipe
+                nesting_dims=dims or default_nesting_dims(source.vectors.shape[1]),
+                sample_rows=most,
+                **recipe,
             ),
             out=out,
             pairs=_open_pairs(encoder, pairs, most=most, **drawn) if pairs else None,
@@ -183,10 +191,13 @@ def _open_source(
 ) -> Any:
     from nestling.train.adapter import encode_source, read_source
 
-    path = Path(fit_on.removeprefix("self:")).expanduser()
+    name = fit_on.removeprefix("self:")
+    path = Path(name).expanduser()
     if path.exists() and is_vectors(path):
         return read_source(path, made_by=encoder)
     if encoder is None:
+        if form_of(name) not in FORM_NAMES:
+            check_exists(path)
         raise click.UsageError(
             f"--fit-on {fit_on} holds no vectors: name a --model to encode it with."
         )
@@ -223,24 +234,30 @@ def _open_pairs(
         encoder, opened, most=most, seed=seed, cache=cache_root(), progress=progress
     )
     if pairs.held_out is None:
-        talk("too few groups of pairs to hold any out: no map is measured on pairs")
+        talk(
+            "no map is measured on pairs: holding pairs out takes at least 4 groups, and texts that differ"
+        )
     return pairs
 
 
 def _table(record: Any, dtype: Dtype) -> Table:
     table = Table(
         title=f"ten nearest neighbours kept in {dtype}, of those at full width",
-        caption=f"on {record.num_held_out:,} held-out vectors; shortfall: the most below the best lossless map",
+        caption=f"on {record.num_held_out:,} held-out vectors",
     )
     table.add_column("map")
     for dim in record.nesting_dims:
         table.add_column(str(dim), justify="right")
-    table.add_column("shortfall", justify="right")
+    is_judged = dtype in record.judged_dtypes
+    if is_judged:
+        table.caption = f"{table.caption}; shortfall: the most below the best lossless map"
+        table.add_column(record.shortfall_title, justify="right")
     table.add_column("")
     for line in record.table:
         values = [f"{line.values[dtype][dim]:.1%}" for dim in record.nesting_dims]
         mark = "chosen" if line.name == record.winner else ""
-        table.add_row(line.name, *values, f"{line.shortfall:.1%}", mark)
+        shortfall = [f"{line.shortfall:.1%}"] if is_judged else []
+        table.add_row(line.name, *values, *shortfall, mark)
     return table
 
 

@@ -5,14 +5,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from nestling.core import BadRowPolicy, Dtype, check_nesting_dims
 from nestling.core.progress import Progress, silent
 from nestling.encode.nest_manifest import NestManifest
-from nestling.errors import DataError, DimensionError, VectorError, WriteError
+from nestling.errors import (
+    DataError,
+    DimensionError,
+    FormatError,
+    TrainingError,
+    VectorError,
+    WriteError,
+)
 from nestling.measure.drift import DriftReference
 from nestling.measure.environment import describe_environment
 from nestling.train.adapter.candidates import (
@@ -20,10 +27,11 @@ from nestling.train.adapter.candidates import (
     BASELINES,
     METHODS,
     Method,
+    band_boundaries,
     fit_candidates,
 )
 from nestling.train.adapter.choose import choose
-from nestling.train.adapter.folder import save_adapter
+from nestling.train.adapter.folder import removing_if_empty, save_adapter
 from nestling.train.adapter.learn import RotationOptions
 from nestling.train.adapter.pairs import FitPairs
 from nestling.train.adapter.record import AdapterRecord
@@ -44,10 +52,10 @@ class AdapterRecipe:
             any width; a kind of map fits that kind, beside identity and pca to compare with.
         sample_rows: Distinct vectors to fit on and to judge by, at most.
         seed: Of the sample, the rows held out, the fits and the bootstrap.
-        dtypes: Codes that the prefixes will be stored in: int8, int4, binary, rotated-binary. Learnt
+        dtypes: Codes that the prefixes will be stored in: int8, int4, binary, rotated-binary. Learned
             rotations are fitted to them and all maps are judged in them; none stands for float32.
         spread_out_weight: Of the regulariser that spreads unrelated vectors out; 0 leaves it out.
-        rotation: How rotations are learnt; its seed, dtypes and spread_out_weight are those above.
+        rotation: How rotations are learned; its seed, dtypes and spread_out_weight are those above.
     """
 
     nesting_dims: tuple[int, ...]
@@ -74,7 +82,7 @@ class AdapterRecipe:
 
     @property
     def rotation_options(self) -> RotationOptions:
-        """How rotations are learnt, with what is said once for all."""
+        """How rotations are learned, with what is said once for all."""
         return replace(
             self.rotation,
             seed=self.seed,
@@ -128,12 +136,15 @@ def train_adapter(
         DimensionError: If a width breaks the rules, or none lies below the full one.
         DataError: If there are too few distinct vectors, or no pairs for a supervised rotation.
         VectorError: If a row is bad and `bad_rows` is "error", or the pairs are of another width.
-        WriteError: As `training_folder`; also if `out` is the adapter that made the vectors.
+        TrainingError: If a banded map is asked for where none could change a score.
+        WriteError: As `training_folder`; also if `out` is the adapter that made the vectors, or one
+            that it was fitted behind.
     """
     started_s = time.perf_counter()
     dims = _check_widths(recipe, source)
+    _check_bands(recipe, dims)
     _check_pairs(recipe, source, pairs)
-    _check_not_its_own_parent(source, out)
+    _check_not_its_own_ancestor(source, out)
     sample = draw_sample(
         source,
         widest_dim=dims[-2],
@@ -143,7 +154,7 @@ def train_adapter(
     )
     for note in (*source.notes, *sample.notes):
         warn(note)
-    with training_folder(out, overwrite=overwrite):
+    with removing_if_empty(out), training_folder(out, overwrite=overwrite):
         candidates = list(
             fit_candidates(
                 sample.fit,
@@ -171,7 +182,7 @@ def train_adapter(
             table=choice.table,
             below=choice.below,
             nesting_dims=dims,
-            recipe=asdict(replace(recipe, nesting_dims=dims, rotation=recipe.rotation_options)),
+            recipe=_told_once(replace(recipe, nesting_dims=dims)),
             fitted_on=source.name,
             corpus_hash=source.corpus_hash,
             pairs=None if pairs is None else pairs.name,
@@ -208,6 +219,15 @@ def _check_widths(recipe: AdapterRecipe, source: FitSource) -> tuple[int, ...]:
     return dims
 
 
+def _check_bands(recipe: AdapterRecipe, dims: tuple[int, ...]) -> None:
+    if recipe.method == "banded" and not band_boundaries(dims, by_coordinate=bool(recipe.dtypes)):
+        raise TrainingError(
+            f"`method` banded needs at least two widths below the full one, or `dtypes`, for a turn within bands "
+            f"changes no score at the only one, got {' and '.join(map(str, dims))}. Name another width, codes with "
+            f"--quantize, or another method."
+        )
+
+
 def _check_pairs(recipe: AdapterRecipe, source: FitSource, pairs: FitPairs | None) -> None:
     if recipe.method == "supervised" and pairs is None:
         raise DataError(
@@ -221,10 +241,33 @@ def _check_pairs(recipe: AdapterRecipe, source: FitSource, pairs: FitPairs | Non
         )
 
 
-def _check_not_its_own_parent(source: FitSource, out: Path) -> None:
-    model = source.parent.origin.get("model", "")
-    if model.startswith("nest:") and Path(model.removeprefix("nest:")).resolve() == out.resolve():
+def _check_not_its_own_ancestor(source: FitSource, out: Path) -> None:
+    own = source.parent.origin.get("model", "")
+    if out.resolve() in _ancestors(own):
         raise WriteError(
-            f"`out` must not be the model that the adapter is for, got {out} for {model}, which it would replace. "
-            f"Name another --out."
+            f"`out` must not be a model that the adapter is for, got {out} for {own}, which needs it. Name another "
+            f"--out."
         )
+
+
+def _ancestors(model: str) -> set[Path]:
+    """Return the folders of a `nest:` model and of those behind it, as far as they are still there."""
+    found: set[Path] = set()
+    while model.startswith("nest:"):
+        folder = Path(model.removeprefix("nest:")).resolve()
+        if folder in found:
+            break
+        found.add(folder)
+        try:
+            parent = NestManifest.load(folder).parent
+        except FormatError:
+            break
+        model = "" if parent is None else parent.origin.get("model", "")
+    return found
+
+
+def _told_once(recipe: AdapterRecipe) -> dict[str, Any]:
+    """Return what was asked for, without what the options of rotations only repeat."""
+    asked = asdict(recipe)
+    rotation = {name: value for name, value in asked["rotation"].items() if name not in asked}
+    return {**asked, "rotation": rotation}

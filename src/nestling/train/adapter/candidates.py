@@ -13,7 +13,12 @@ from jaxtyping import Float32, Float64
 from nestling.core import random_rotation
 from nestling.core.progress import Progress, silent
 from nestling.encode.vector_map import OrthogonalMap, VectorMap
-from nestling.train.adapter.learn import RotationOptions, learn_rotation, learn_supervised_rotation
+from nestling.train.adapter.learn import (
+    RotationOptions,
+    learn_rotation,
+    learn_supervised_rotation,
+    may_turn,
+)
 from nestling.train.adapter.pairs import FitPairs
 from nestling.train.adapter.residual import ResidualLoss, learn_residual
 
@@ -32,6 +37,9 @@ BASELINES: tuple[Method, ...] = ("identity", "pca")
 
 MOST_SINGLE_BOUNDARIES = 3
 """Banded maps with one boundary; of more widths, the narrowest, the middle and the widest."""
+
+GRAM_ROWS = 2_048
+"""Rows that a PCA takes to float64 at a time."""
 
 RESIDUAL_LOSSES: dict[str, ResidualLoss] = {
     "residual": "listwise",
@@ -72,14 +80,16 @@ def fit_candidates(
     - identity: the vectors as they are;
     - pca: onto the eigenvectors of X^T X, largest eigenvalue first, in float64. Nothing is centred:
       the mean carries signal for a cosine, and with a shift the map would be no rotation;
-    - rotation: learnt, from the PCA; once freely, and once within the band of the widest width below
-      the full one and the rest, so that this prefix keeps the scores of the PCA;
-    - banded: learnt, from the PCA of each band, turning only within the bands between boundaries, so
-      that the prefixes at the boundaries keep the scores of the original ones. Once with all widths
-      as boundaries, and once each with a single one of them, three at most;
+    - rotation: learned, from the PCA; once freely, and once within the band of the widest width below
+      the full one and the rest, so that this prefix keeps the scores of the PCA, if there is a
+      narrower one;
+    - banded: learned, from the PCA of each band, turning only within the bands between boundaries, so
+      that the prefixes at the boundaries keep the scores of the original ones. Once each with a
+      single width as boundary, three at most, and for codes with all of them at once; see
+      `band_boundaries`;
     - variance: coordinates in the order of their variance;
     - random: a rotation by chance, what a map is worth that knows nothing;
-    - supervised: learnt from pairs, from the PCA; left out where there are none;
+    - supervised: learned from pairs, from the PCA; left out where there are none;
     - residual: a perceptron, fitted with two losses (see `learn_residual`), which changes the
       full-width scores.
 
@@ -89,7 +99,7 @@ def fit_candidates(
         rows: Unit rows to fit on.
         dims: Ascending widths, the last the full one.
         methods: The kinds.
-        options: Of the learnt rotations; its seed is that of all draws.
+        options: Of the learned rotations; its seed is that of all draws.
         pairs: What belongs together, for a supervised map.
         progress: Told as they are fitted.
     """
@@ -106,8 +116,11 @@ def pca_basis(rows: Float32[np.ndarray, "rows dim"]) -> Matrix:
 
     Fewer rows than dims leave eigenvalues of zero, whose eigenvectors complete the basis.
     """
-    wide = rows.astype(np.float64)
-    _, vectors = np.linalg.eigh(wide.T @ wide)
+    gram = np.zeros((rows.shape[1], rows.shape[1]))
+    for start in range(0, len(rows), GRAM_ROWS):
+        wide = rows[start : start + GRAM_ROWS].astype(np.float64)
+        gram += wide.T @ wide
+    _, vectors = np.linalg.eigh(gram)
     return np.ascontiguousarray(vectors[:, ::-1])
 
 
@@ -120,13 +133,26 @@ def banded_basis(rows: Float32[np.ndarray, "rows dim"], bands: Sequence[int]) ->
     return basis
 
 
-def band_boundaries(dims: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the boundaries of the banded maps: all widths below the full one, and single ones."""
+def band_boundaries(dims: Sequence[int], *, by_coordinate: bool) -> list[tuple[int, ...]]:
+    """Return the boundaries of the banded maps: all widths below the full one, and single ones.
+
+    Left out is what could turn nothing that a width sees. In float32 that is every map with all widths
+    as boundaries, since a turn between two neighbouring ones changes no score at either.
+
+    Args:
+        dims: Ascending widths, the last the full one.
+        by_coordinate: Whether single coordinates count, as they do in codes.
+    """
     below = tuple(dims[:-1])
     singles = below
     if len(below) > MOST_SINGLE_BOUNDARIES:
         singles = (below[0], below[len(below) // 2], below[-1])
-    return list(dict.fromkeys([below, *((dim,) for dim in singles)]))
+    all_bands = dict.fromkeys([below, *((dim,) for dim in singles)])
+    return [bands for bands in all_bands if _is_seen(dims, bands, by_coordinate=by_coordinate)]
+
+
+def _is_seen(dims: Sequence[int], bands: Sequence[int], *, by_coordinate: bool) -> bool:
+    return bool(may_turn(dims, bands, by_coordinate=by_coordinate).any())
 
 
 def _plans(
@@ -138,6 +164,7 @@ def _plans(
     progress: Progress,
 ) -> Iterator[tuple[Method, str, Callable[[], VectorMap]]]:
     embed_dim, seed = rows.shape[1], options.seed
+    by_coordinate = bool(options.dtypes)
 
     def telling(name: str) -> Progress:
         return lambda label, done, total: progress(f"fit {name}", done, total)
@@ -171,10 +198,11 @@ def _plans(
     yield "identity", "identity", lambda: OrthogonalMap(np.eye(embed_dim))
     yield "pca", "pca", lambda: OrthogonalMap(pca_basis(rows))
     yield "rotation", "rotation", lambda: learn("rotation", pca_basis(rows))
-    # Fits that ease all widths at once take a little from the widest, where the PCA is best.
-    kept = f"rotation within {dims[-2]}"
-    yield "rotation", kept, lambda: learn(kept, pca_basis(rows), (dims[-2],))
-    for bands in band_boundaries(dims):
+    if _is_seen(dims, dims[-2:-1], by_coordinate=by_coordinate):
+        # What the narrower widths gain is then no loss at the widest.
+        kept = f"rotation within {dims[-2]}"
+        yield "rotation", kept, lambda: learn(kept, pca_basis(rows), (dims[-2],))
+    for bands in band_boundaries(dims, by_coordinate=by_coordinate):
         name = f"banded {','.join(map(str, bands))}"
         yield "banded", name, partial(learn_banded, name, bands)
     yield "variance", "variance", lambda: OrthogonalMap(_variance_order(rows))

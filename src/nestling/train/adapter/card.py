@@ -12,11 +12,11 @@ from nestling.train.model_card import CARD_FILE, facts, front_matter, listed
 KINDS: Mapping[str, str] = {
     "identity": "no change at all",
     "pca": "the uncentred PCA, a rotation",
-    "rotation": "a rotation, started at the PCA and learnt without labels",
-    "banded": "a rotation that turns only within bands of coordinates, learnt without labels",
+    "rotation": "a rotation, started at the PCA and learned without labels",
+    "banded": "a rotation that turns only within bands of coordinates, learned without labels",
     "variance": "another order of the coordinates, by their variance",
     "random": "a rotation by chance",
-    "supervised": "a rotation, learnt from pairs that belong together",
+    "supervised": "a rotation, learned from pairs that belong together",
     "residual": "a residual perceptron (arXiv:2407.20243)",
 }
 
@@ -58,34 +58,44 @@ def _introduction(manifest: NestManifest, record: AdapterRecord) -> str:
 
 def _table(record: AdapterRecord, dtype: Dtype) -> str:
     dims = record.nesting_dims
-    head = "| map | " + " | ".join(f"{dim:,}" for dim in dims) + " | shortfall |"
+    is_judged = dtype in record.judged_dtypes
+    titles = ["map", *(f"{dim:,}" for dim in dims), *([record.shortfall_title] * is_judged)]
     rows = []
     for line in record.table:
-        values = " | ".join(f"{line.values[dtype][dim]:.1%}" for dim in dims)
+        values = [f"{line.values[dtype][dim]:.1%}" for dim in dims]
         name = f"**{line.name}**" if line.name == record.winner else line.name
-        rows.append(f"| {name} | {values} | {line.shortfall:.1%} |")
+        rows.append(_row(name, *values, *([f"{line.shortfall:.1%}"] * is_judged)))
     worse = [cut for cut in record.below if cut.dtype == dtype]
     notes = [
         f"At {cut.dim:,} dims the chosen map keeps {cut.difference:.1%} less than {cut.baseline} (95% interval "
         f"{cut.low:.1%} to {cut.high:.1%})."
         for cut in worse
     ]
+    formats = "" if record.judged_dtypes == (Dtype.FLOAT32,) else " and formats"
+    rule = (
+        f" The shortfall of a map is the most that it is below the best lossless one, over these widths{formats}; the "
+        f"smallest wins, and a simpler map that may be as good."
+    )
     return "\n".join(
         [
             f"## Neighbours kept by width, in {dtype}",
             "",
             (
                 f"Mean overlap of the ten nearest neighbours at each width with those at full width of the original "
-                f"vectors, of {record.num_held_out:,} vectors that no map was fitted on among all that were drawn. The "
-                f"shortfall of a map is the most that it is below the best lossless one; the smallest wins."
-            ),
+                f"vectors, of {record.num_held_out:,} vectors that no map was fitted on among all that were drawn."
+            )
+            + (rule if is_judged else ""),
             "",
-            head,
-            "|---" + "|---:" * (len(dims) + 1) + "|",
+            _row(*titles),
+            "|---" + "|---:" * (len(titles) - 1) + "|",
             *rows,
             *(["", *notes] if notes else []),
         ]
     )
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _pairs_table(record: AdapterRecord) -> list[str]:
@@ -95,14 +105,14 @@ def _pairs_table(record: AdapterRecord) -> list[str]:
     rows = []
     for line in record.table:
         by_dim = line.on_pairs or {}
-        rows.append(f"| {line.name} | " + " | ".join(f"{by_dim[dim]:.4f}" for dim in dims) + " |")
+        rows.append(_row(line.name, *(f"{by_dim[dim]:.4f}" for dim in dims)))
     table = [
         (
-            f"nDCG@10 of anchors seeking their positives, in groups or classes that no map has seen, of "
+            f"nDCG@10 of anchors seeking their positives, in groups or classes whose pairs no map was fitted on, of "
             f"{record.pairs}."
         ),
         "",
-        "| map | " + " | ".join(f"{dim:,}" for dim in dims) + " |",
+        _row("map", *(f"{dim:,}" for dim in dims)),
         "|---" + "|---:" * len(dims) + "|",
         *rows,
     ]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from nestling.core import CODECS, Dtype, rotate_prefix
+from nestling.core import Dtype
 from nestling.errors import TrainingError
+from nestling.measure.cuts import make_cuts
 from nestling.measure.intervals import bootstrap_mean_interval
 from nestling.measure.metrics import overlap
 from nestling.train.adapter.candidates import BASELINES, Candidate, Method
@@ -132,7 +133,11 @@ def choose(
         TrainingError: If no candidate may win.
     """
     formats = list(dict.fromkeys([Dtype.FLOAT32, *dtypes]))
-    reference = _neighbours(held_out, np.concatenate([held_out, fit_rows]))
+    full = held_out.shape[1]
+    own = np.arange(len(held_out))
+    reference = nearest_others(held_out, np.concatenate([held_out, fit_rows]), [full], own=own)[
+        full
+    ]
     found = {
         candidate.name: _overlaps(candidate, fit_rows, held_out, reference, dims, formats)
         for candidate in candidates
@@ -192,7 +197,7 @@ def _first_of_the_best(
     if not able:
         raise TrainingError(
             f"`allowed` must name the method of a candidate, got {', '.join(allowed)} for the candidates "
-            f"{', '.join(candidate.name for candidate in candidates)}."
+            f"{', '.join(candidate.name for candidate in candidates)}. Fit one of them, or allow another."
         )
     least = min(shortfalls[candidate.name] for candidate in able)
     return next(
@@ -242,44 +247,11 @@ def _overlaps(
     formats: Sequence[Dtype],
 ) -> dict[Cut, Overlaps]:
     queries, fitted = candidate.map(held_out), candidate.map(fit_rows)
-    documents = np.concatenate([queries, fitted])
-    return {
-        (dtype, dim): overlap(
-            _neighbours(*_coded(dtype, dim, queries, documents, fitted)), reference
+    documents, own = np.concatenate([queries, fitted]), np.arange(len(queries))
+    values: dict[Cut, Overlaps] = {}
+    for cut in make_cuts(fitted, dims=dims, dtypes=formats, seed=0, baselines=False):
+        found = nearest_others(
+            cut.query_side(queries), cut.corpus_side(documents), cut.dims, own=own
         )
-        for dtype in formats
-        for dim in dims
-    }
-
-
-def _coded(
-    dtype: Dtype,
-    dim: int,
-    queries: Float32[np.ndarray, "queries embed_dim"],
-    documents: Float32[np.ndarray, "documents embed_dim"],
-    calibration: Float32[np.ndarray, "fit embed_dim"],
-) -> tuple[Float32[np.ndarray, "queries dim"], Float32[np.ndarray, "documents dim"]]:
-    """Return the query side and the document side of a cut: only documents are stored in codes."""
-    if dtype == Dtype.ROTATED_BINARY:
-        return rotate_prefix(queries, dim), _signs(rotate_prefix(documents, dim))
-    prefix = documents[:, :dim]
-    if dtype in CODECS:
-        codec = CODECS[dtype].calibrate(calibration[:, :dim])
-        prefix = codec.decode(codec.encode(prefix)[0])
-    elif dtype == Dtype.FLOAT16:
-        prefix = prefix.astype(np.float16).astype(np.float32)
-    elif dtype == Dtype.BINARY:
-        prefix = _signs(prefix)
-    return queries[:, :dim], prefix
-
-
-def _signs(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
-    return np.where(rows > 0, np.float32(1.0), np.float32(-1.0))
-
-
-def _neighbours(
-    queries: Float32[np.ndarray, "queries dim"], documents: Float32[np.ndarray, "documents dim"]
-) -> Int[np.ndarray, "queries k"]:
-    """Return the ten nearest documents of each query, which is itself the document of its number."""
-    dim = queries.shape[1]
-    return nearest_others(queries, documents, [dim], own=np.arange(len(queries)))[dim]
+        values |= {(cut.dtype, dim): overlap(found[dim], reference) for dim in cut.dims}
+    return values

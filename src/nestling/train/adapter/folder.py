@@ -2,6 +2,8 @@
 
 import io
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,19 @@ from nestling.train.model_folder import CHECKPOINT_FOLDER, stamp, start_replacin
 
 ROTATION_FILE = "rotation.npy"
 DENSE_FOLDER = "Dense"
+
+
+@contextmanager
+def removing_if_empty(out: Path) -> Iterator[None]:
+    """Take a new folder away again if the block fails before anything is in it."""
+    is_new = not out.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def save_adapter(

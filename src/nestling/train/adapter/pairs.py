@@ -1,4 +1,4 @@
-"""Pairs that belong together, for the one kind of map that is learnt from them."""
+"""Pairs that belong together, for the one kind of map that is learned from them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,20 @@ from nestling.encode import Encoder, embed
 from nestling.encode.vector_map import VectorMap
 from nestling.measure.metrics import Judgements
 from nestling.train.adapter.neighbours import nearest_others
+from nestling.train.adapter.samples import ONE_HELD_OUT_IN
 
-HELD_OUT_SHARE = 0.2
-"""Of the groups; one that holds more of the pairs than this is never held out."""
+FEWEST_GROUPS = 4
+"""Of fewer, none is held out: two are needed to tell apart, and two to fit on."""
 
 MOST_HELD_OUT = 2_000
-"""Pairs."""
+"""Pairs; of the groups held out no more are encoded."""
 
 PAIR_METRIC = "ndcg_at_10"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPairs:
-    """Pairs of groups that no map has seen: each anchor seeks the positives of its group among all.
+    """Pairs of groups whose pairs no map was fitted on: each anchor seeks the positives of its group among all.
 
     Attributes:
         anchors: Unit rows.
@@ -57,11 +58,11 @@ class FitPairs:
         anchors: Unit rows to fit on.
         positives: Unit rows; row i belongs to anchor i.
         groups: Rows of one group are no negatives of each other.
-        held_out: Pairs of other groups (with labels: of other classes); None if there are too few
-            groups to hold any out.
+        held_out: Pairs of other groups (with labels: of other classes); None if there are fewer
+            than four groups, or only texts that are their own positives.
         name: Where they come from, for people.
         pairs_hash: Of their texts.
-        num_pairs: Of both parts.
+        num_pairs: That were encoded, of both parts.
     """
 
     anchors: Float32[np.ndarray, "pairs dim"]
@@ -84,6 +85,9 @@ def encode_pairs(
 ) -> FitPairs:
     """Encode anchors as queries and positives as documents, and hold whole groups out.
 
+    One group in five is held out, at least two where there are four; groups of more than a fifth of
+    the pairs come last. No map is fitted on a pair of theirs, and at most 2,000 of these are judged.
+
     Args:
         encoder: Makes the vectors.
         pairs: Texts; hard negatives are not looked at.
@@ -100,13 +104,15 @@ def encode_pairs(
     drawn = pairs
     if len(pairs) > most:
         drawn = pairs.take(np.sort(generator.choice(len(pairs), most, replace=False)))
+    is_held = _hold_out(drawn.groups, generator)
+    rows = _fitted_and_judged(is_held, generator)
+    drawn, is_held = drawn.take(rows), is_held[rows]
     anchors = normalize(
         embed(encoder, drawn.anchors, role="query", cache=cache, progress=progress).vectors
     )
     positives = normalize(
         embed(encoder, drawn.positives, role="document", cache=cache, progress=progress).vectors
     )
-    is_held = _hold_out(drawn.groups, generator)
     return FitPairs(
         anchors=anchors[~is_held],
         positives=positives[~is_held],
@@ -122,12 +128,24 @@ def _hold_out(
     groups: Int64[np.ndarray, " pairs"], generator: np.random.Generator
 ) -> Bool[np.ndarray, " pairs"]:
     numbers, sizes = np.unique(groups, return_counts=True)
-    able = generator.permutation(np.flatnonzero(sizes <= HELD_OUT_SHARE * len(groups)))
-    able = able[: round(HELD_OUT_SHARE * len(numbers))]
-    able = able[np.cumsum(sizes[able]) <= MOST_HELD_OUT]
-    if len(able) < 2:
+    if len(numbers) < FEWEST_GROUPS:
         return np.zeros(len(groups), np.bool_)
-    return np.isin(groups, numbers[able])
+    order = generator.permutation(len(numbers))
+    # A class that is most of the pairs is what there is to fit on: the smaller go first.
+    excess = np.maximum(sizes[order] - len(groups) / ONE_HELD_OUT_IN, 0)
+    order = order[np.argsort(excess, kind="stable")]
+    num_held = max(2, min(round(len(numbers) / ONE_HELD_OUT_IN), MOST_HELD_OUT))
+    return np.isin(groups, numbers[order[:num_held]])
+
+
+def _fitted_and_judged(
+    is_held: Bool[np.ndarray, " pairs"], generator: np.random.Generator
+) -> Int64[np.ndarray, " kept"]:
+    """Return the pairs to encode: all to fit on, and at most so many of those held out."""
+    held = np.flatnonzero(is_held)
+    if len(held) > MOST_HELD_OUT:
+        held = generator.choice(held, MOST_HELD_OUT, replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(~is_held), held]))
 
 
 def _judged(

@@ -7,7 +7,7 @@ from typing import Any
 from nestling.core import Dtype
 from nestling.measure.drift import DriftReference
 from nestling.train.adapter.candidates import Method
-from nestling.train.adapter.choose import Below, Judged
+from nestling.train.adapter.choose import TIE, Below, Judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class AdapterRecord:
         table: All candidates, and what each is worth at every width on held-out rows.
         below: Widths at which the chosen map is worse than the better of identity and pca.
         nesting_dims: Widths it was fitted for, the last the full one.
-        recipe: What was asked for, the options of the learnt rotations included.
+        recipe: What was asked for, each thing once; the other options of the learned rotations too.
         fitted_on: Where the vectors came from.
         corpus_hash: Of what they were encoded from.
         pairs: Where pairs came from, or None.
@@ -58,29 +58,60 @@ class AdapterRecord:
         return tuple(self.table[0].values)
 
     @property
+    def judged_dtypes(self) -> tuple[Dtype, ...]:
+        """Number formats that the choice looked at, and shortfalls are over."""
+        return tuple(map(Dtype, self.recipe["dtypes"])) or (Dtype.FLOAT32,)
+
+    @property
+    def shortfall_title(self) -> str:
+        """Head of the column of shortfalls, which names the formats they are over if these are codes."""
+        if self.judged_dtypes == (Dtype.FLOAT32,):
+            return "shortfall"
+        return f"shortfall over {', '.join(self.judged_dtypes)}"
+
+    @property
     def verdict(self) -> str:
         """What was gained, in a sentence or two."""
-        won, before = self.judged(self.winner), self.judged("identity")
-        if won.method == "identity":
+        won, asked = self.judged(self.winner), self.recipe["method"]
+        if asked != "auto":
+            stays = "The vectors stay as they are, as" if won.method == "identity" else "As"
+            gain = f"{stays} asked for with the method {asked}: {self._gain}"
+        elif won.method != "identity":
+            gain = self._gain[0].upper() + self._gain[1:]
+        elif won.shortfall <= TIE:
             return (
-                "No map keeps more neighbours than the vectors as they are: they are nested already, and the "
-                "adapter leaves them as they are."
+                f"No lossless map keeps more neighbours than the vectors as they are, to {TIE:.1%}: they are nested "
+                f"already, and the adapter leaves them as they are."
             )
-        dtype = self.dtypes[-1]
-        dim = max(
-            self.nesting_dims[:-1],
-            key=lambda width: won.values[dtype][width] - before.values[dtype][width],
-        )
-        kept, was = won.values[dtype][dim], before.values[dtype][dim]
-        stored = "" if dtype == Dtype.FLOAT32 else f" in {dtype}"
-        gain = (
-            f"At {dim} dims the first {dim} coordinates{stored} now keep {kept:.1%} of the ten nearest "
-            f"neighbours, before {was:.1%}."
-        )
+        else:
+            return (
+                f"No map that may be chosen unasked is clearly better than the vectors as they are, so the adapter leaves "
+                f"them as they are: they fall short of the best lossless map by {won.shortfall:.1%} at most."
+            )
         if won.is_lossless:
             return gain
         full = won.values[Dtype.FLOAT32][self.nesting_dims[-1]]
         return f"{gain} At full width they keep {full:.1%}: this map changes full-width scores."
+
+    @property
+    def _gain(self) -> str:
+        """What is kept now and was before, where most was gained, in every format that was judged."""
+        now, before = self.judged(self.winner).values, self.judged("identity").values
+        is_same = self.method == "identity"
+        parts: list[str] = []
+        for dtype in self.judged_dtypes:
+            gains = {dim: now[dtype][dim] - before[dtype][dim] for dim in self.nesting_dims[:-1]}
+            dim = max(gains, key=lambda width: gains[width])
+            stored = "" if dtype == Dtype.FLOAT32 else f" in {dtype}"
+            value = f"{now[dtype][dim]:.1%}"
+            if parts:
+                part = f"at {dim} dims{stored} {value}"
+            elif is_same:
+                part = f"at {dim} dims they keep{stored} {value} of the ten nearest neighbours"
+            else:
+                part = f"at {dim} dims the first {dim} coordinates{stored} now keep {value} of the ten nearest neighbours"
+            parts.append(part if is_same else f"{part}, before {before[dtype][dim]:.1%}")
+        return "; ".join(parts) + "."
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, for `NestManifest.training`."""

@@ -13,11 +13,15 @@ from nestling.data import Corpus, read_vectors
 from nestling.encode import Encoder, VectorFolder, embed, open_encoder, truncation_notes
 from nestling.errors import DataError, VectorError
 
-HELD_OUT_SHARE = 5
-"""One row in so many is held out."""
+ONE_HELD_OUT_IN = 5
+"""One row in so many is held out, and one group of pairs."""
 
 FEWEST_HELD_OUT = 50
 MOST_HELD_OUT = 2_000
+
+EQUAL_STEP = 1e-3
+"""Unit rows that are equal to so much in every coordinate count as one: rounding is far finer, and
+texts that differ are further apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Sample:
 
     Attributes:
         fit: To fit maps on.
-        held_out: To judge them by; they seek their neighbours among themselves.
+        held_out: To judge them by; they seek their neighbours among all rows of both parts.
         notes: What people should know.
     """
 
@@ -170,7 +174,7 @@ def draw_sample(
 ) -> Sample:
     """Draw distinct rows, and hold a fifth of them out: at least 50, at most 2,000.
 
-    Rows that are equal to the bit count once. Only rows that are drawn are read and checked.
+    Rows that are equal up to their length count once. Only rows that are drawn are read and checked.
 
     Args:
         source: The vectors.
@@ -184,25 +188,27 @@ def draw_sample(
         DataError: If there are too few distinct rows, or `sample_rows` is too small for the width.
         VectorError: If a row is bad and `bad_rows` is "error".
     """
-    needed = widest_dim + max(FEWEST_HELD_OUT, (widest_dim - 1) // (HELD_OUT_SHARE - 1))
+    needed = widest_dim + max(FEWEST_HELD_OUT, (widest_dim - 1) // (ONE_HELD_OUT_IN - 1))
     if sample_rows < needed:
         raise DataError(
             f"`sample_rows` must be at least {needed:,} to fit {widest_dim} dims and to hold rows out, got "
             f"{sample_rows:,}. Raise it, or ask for narrower widths."
         )
     generator = np.random.default_rng(seed)
-    rows, num_dropped = np.empty((0, source.vectors.shape[1]), np.float32), 0
+    unit, num_dropped = np.empty((0, source.vectors.shape[1]), np.float32), 0
     for places in _in_parts(generator.permutation(len(source.vectors)), sample_rows):
         drawn = np.asarray(source.vectors[places], dtype=np.float32)
         keep = check_rows(drawn, [source.ids[place] for place in places], policy=bad_rows)
         num_dropped += int((~keep).sum())
-        rows = _distinct(np.concatenate([rows, drawn[keep]]))[:sample_rows]
-        if len(rows) == sample_rows:
+        unit = _distinct(np.concatenate([unit, normalize(drawn[keep])]))
+        if len(unit) >= sample_rows:
             break
-    _check_enough(len(rows), source, widest_dim=widest_dim, needed=needed)
-    num_held_out = min(MOST_HELD_OUT, max(FEWEST_HELD_OUT, len(rows) // HELD_OUT_SHARE))
-    order = generator.permutation(len(rows))
-    unit = normalize(rows)
+    if len(unit) > sample_rows:
+        # The last part is in the order of the file, whose end must not be what is cut off.
+        unit = unit[np.sort(generator.choice(len(unit), sample_rows, replace=False))]
+    _check_enough(len(unit), source, widest_dim=widest_dim, needed=needed)
+    num_held_out = min(MOST_HELD_OUT, max(FEWEST_HELD_OUT, len(unit) // ONE_HELD_OUT_IN))
+    order = generator.permutation(len(unit))
     return Sample(
         fit=unit[np.sort(order[num_held_out:])],
         held_out=unit[np.sort(order[:num_held_out])],
@@ -229,11 +235,12 @@ def _in_parts(order: Int[np.ndarray, " rows"], size: int) -> Iterator[Int[np.nda
         yield np.sort(order[start : start + size])
 
 
-def _distinct(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "distinct dim"]:
-    """Return each row once, in the order of their first places."""
-    as_bytes = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1] * 4)))[:, 0]
+def _distinct(unit: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "distinct dim"]:
+    """Return each unit row once, in the order of their first places."""
+    steps = np.rint(unit / EQUAL_STEP).astype(np.int16)
+    as_bytes = steps.view(np.dtype((np.void, steps.shape[1] * steps.itemsize)))[:, 0]
     _, first_places = np.unique(as_bytes, return_index=True)
-    return rows[np.sort(first_places)]
+    return unit[np.sort(first_places)]
 
 
 def _check_enough(num_distinct: int, source: FitSource, *, widest_dim: int, needed: int) -> None:
