@@ -150,6 +150,15 @@ def test_bad_and_repeated_rows_are_left_out_and_said(adapter: Path, tmp_path: Pa
     ]
 
 
+def test_a_row_at_another_length_is_the_same_row(adapter: Path, tmp_path: Path) -> None:
+    rows = draw(300, seed=1)
+    path = tmp_path / "rows.npy"
+    np.save(path, np.concatenate([rows, 2 * rows[:100], rows[:50] / 4]))
+    _, found = check(adapter, path)
+    assert found["num_rows"] == 300
+    assert found["notes"][1:] == ["left out 150 repeated rows of 450"]
+
+
 def test_few_vectors_are_compared_without_neighbours(adapter: Path, tmp_path: Path) -> None:
     few = save_folder(tmp_path / "few", draw(100, seed=1))
     exit_code, found = check(adapter, few)

@@ -68,7 +68,7 @@ def test_people_are_told_in_a_line_and_a_second_run_has_nothing_to_do(day):
     assert "adapting vectors: 50 in" in again.stderr
 
 
-def test_the_number_format_is_that_of_the_vectors_unless_asked_for(day, tmp_path):
+def test_the_number_format_is_float32_unless_asked_for(day, tmp_path):
     half = run(*adapt(day), "--out", tmp_path / "half", "--dtype", "float16", "--json")
     assert json.loads(half.stdout)["dtype"] == "float16"
     again = run(*adapt(day, tmp_path / "half"), "--out", tmp_path / "twice")
@@ -80,8 +80,8 @@ def test_the_number_format_is_that_of_the_vectors_unless_asked_for(day, tmp_path
         tmp_path / "small",
         dtype=Dtype.FLOAT16,
     ).folder
-    kept = run(*adapt(day, half_vectors.path), "--out", tmp_path / "kept", "--json")
-    assert json.loads(kept.stdout)["dtype"] == "float16"
+    mapped = run(*adapt(day, half_vectors.path), "--out", tmp_path / "mapped", "--json")
+    assert json.loads(mapped.stdout)["dtype"] == "float32"
 
 
 def test_a_corpus_is_encoded_as_before(tmp_path):

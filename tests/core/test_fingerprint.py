@@ -45,3 +45,9 @@ def test_two_spaces_are_named_with_what_differs() -> None:
     )
     with pytest.raises(FingerprintError, match=message):
         check_same_space(FINGERPRINT, other, left_name="index i", right_name="the query")
+
+
+def test_what_to_do_may_be_said_by_the_caller() -> None:
+    other = replace(FINGERPRINT, space=replace(SPACE, model="n"))
+    with pytest.raises(FingerprintError, match=r"model 'm' against 'n'\. Do this\.$"):
+        check_same_space(FINGERPRINT, other, left_name="one", right_name="two", advice="Do this.")

@@ -1,9 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.core import cosine_scores, pack_signs, random_rotation, rotate_prefix, unpack_signs
+from nestling.core.rotation import MOST_BYTES, RotationCache
 from nestling.errors import DimensionError
 
 
@@ -40,6 +43,35 @@ def test_it_is_kept_and_cannot_be_written_to() -> None:
     assert random_rotation(16) is random_rotation(16)
     with pytest.raises(ValueError, match="read-only"):
         random_rotation(16)[0, 0] = 0.0
+
+
+def test_those_that_are_kept_take_a_bounded_amount_of_memory() -> None:
+    kept = RotationCache(most_bytes=8 * 3 * 16**2)
+    one, two, three = (kept.get(16, seed) for seed in range(3))
+    assert kept.num_bytes == 8 * 3 * 16**2
+    assert kept.get(16, 0) is one
+    assert kept.get(12, 0).matrix.shape == (12, 12), "the one unused for longest makes room"
+    assert kept.num_bytes == 8 * (2 * 16**2 + 12**2)
+    assert kept.get(16, 0) is one
+    assert kept.get(16, 2) is three
+    assert kept.get(16, 1) is not two
+    wide = kept.get(40, 0)
+    assert kept.get(40, 0) is wide, "the last one is kept, whatever it takes"
+    assert kept.num_bytes == 8 * 40**2
+
+
+def test_threads_share_one_rotation() -> None:
+    kept = RotationCache(most_bytes=1 << 20)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: kept.get(32, 5), range(64)))
+    assert len({id(projection) for projection in found}) == 1
+    assert kept.num_bytes == 8 * 32**2
+
+
+def test_halved_widths_of_a_wide_model_are_all_kept() -> None:
+    # Training for rotated-binary codes goes through all of them at every step.
+    dims = [3072 // 2**power for power in range(8)]
+    assert sum(8 * dim**2 for dim in dims) <= MOST_BYTES
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))

@@ -19,6 +19,7 @@ from nestling.encode import (
     reopen_encoder,
 )
 from nestling.encode.blocks import read_blocks
+from nestling.encode.vector_folder import STORED_DTYPES
 from nestling.errors import (
     DataError,
     DimensionError,
@@ -75,18 +76,50 @@ def test_a_folder_is_mapped_and_keeps_what_it_says_of_its_inputs(
 
 
 @pytest.mark.parametrize("stored", [Dtype.FLOAT32, Dtype.FLOAT16])
-@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.FLOAT16, None])
-def test_the_number_format_is_that_asked_for_or_that_of_the_vectors(
-    stored, dtype, adapter, tmp_path
-):
+@pytest.mark.parametrize("options", [{}, {"dtype": Dtype.FLOAT32}, {"dtype": Dtype.FLOAT16}])
+def test_the_number_format_is_float32_unless_asked_for(stored, options, adapter, tmp_path):
     source = encode_corpus(
         FakeEncoder(), make_corpus(TEXTS), tmp_path / "source", dtype=stored
     ).folder
-    folder = adapt_vectors(adapter, source.path, tmp_path / "out", dtype=dtype).folder
-    wanted = dtype or stored
+    folder = adapt_vectors(adapter, source.path, tmp_path / "out", **options).folder
+    wanted = options.get("dtype", Dtype.FLOAT32)
     assert folder.manifest.dtype == wanted
     mapped = adapter.map(np.array(source.vectors, dtype=np.float32))
     np.testing.assert_array_equal(folder.vectors, mapped.astype(wanted))
+
+
+def test_rows_in_float16_keep_their_scores(tmp_path):
+    parent = FakeEncoder(embed_dim=256)
+    adapter = open_encoder(save_adapter(tmp_path / "adapter", parent.fingerprint))
+    assert isinstance(adapter, AdaptedEncoder)
+    source = encode_corpus(
+        parent, make_corpus(TEXTS), tmp_path / "source", dtype=Dtype.FLOAT16
+    ).folder
+    before = normalize(np.array(source.vectors, dtype=np.float32))
+    after = normalize(
+        np.array(adapt_vectors(adapter, source.path, tmp_path / "out").folder.vectors)
+    )
+    np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [Dtype.FLOAT32, Dtype.FLOAT16])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_rows_of_two_precisions_do_not_mix(first, is_finished, adapter, tmp_path):
+    corpus, out = make_corpus(TEXTS), tmp_path / "out"
+    for dtype in STORED_DTYPES:
+        encode_corpus(FakeEncoder(), corpus, tmp_path / dtype, dtype=dtype)
+    if is_finished:
+        adapt_vectors(adapter, tmp_path / first, out)
+    else:
+        with pytest.raises(StoppedError):
+            adapt_vectors(adapter, tmp_path / first, out, block_rows=4, progress=stop_after(3))
+    before = contents(out)
+    (second,) = set(STORED_DTYPES) - {first}
+    with pytest.raises(FingerprintError, match=r"differ in source_dtype .*'float16'"):
+        adapt_vectors(adapter, tmp_path / second, out)
+    assert contents(out) == before
+    again = adapt_vectors(adapter, tmp_path / first, out)
+    assert again.folder.fingerprint.encoder.get("source_dtype", "float32") == first
 
 
 @pytest.mark.parametrize("num_bytes", range(0, 2600, 130))
@@ -202,7 +235,7 @@ def test_the_vectors_are_not_written_over_themselves(out, adapter, source, tmp_p
 def test_a_number_format_or_a_block_that_cannot_be_written_is_refused(adapter, source, tmp_path):
     with pytest.raises(VectorError, match="`dtype` of a vector folder must be float32 or float16"):
         adapt_vectors(adapter, source.path, tmp_path / "out", dtype=Dtype.INT8)
-    with pytest.raises(DimensionError, match="`block_rows` must be at least 1, got 0"):
+    with pytest.raises(DimensionError, match=r"at least 1, got 0\. Leave it out"):
         adapt_vectors(adapter, source.path, tmp_path / "out", block_rows=0)
 
 

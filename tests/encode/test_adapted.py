@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -118,9 +119,35 @@ def test_vectors_of_an_unknown_model_can_be_mapped_and_not_encoded(tmp_path):
 
 def test_an_adapter_written_over_its_own_parent_does_not_open_itself_without_end(static, tmp_path):
     first = adapter_over(static, tmp_path / "adapter")
-    again = opened(save_adapter(tmp_path / "adapter", first.fingerprint, rotation(4, seed=1)))
-    with pytest.raises(EncoderError, match="do not say how to open"):
-        again.encode(TEXTS, role="query")
+    uri = save_adapter(tmp_path / "adapter", first.fingerprint, rotation(4, seed=1))
+    message = rf"leads into a ring: {first.uri} over {first.uri}\. .* --vectors VECTORS"
+    with pytest.raises(EncoderError, match=message):
+        opened(uri).encode(TEXTS, role="query")
+    with pytest.raises(EncoderError, match=message):
+        opened(uri, max_tokens=3)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_ring_of_adapters_is_refused_and_spelled_out(length, static, tmp_path):
+    chain: list[Encoder] = [static]
+    for name in "abc"[:length]:
+        chain.append(adapter_over(chain[-1], tmp_path / name))
+    save_adapter(tmp_path / "a", chain[-1].fingerprint, rotation(4, seed=1))
+    down = [f"nest:{tmp_path.resolve()}/{name}" for name in reversed("abc"[:length])]
+    ring = [down[-1], *down]
+    message = f"{down[-1]} leads into a ring: {' over '.join(ring)}. One of them was written over"
+    adapter = opened(f"nest:{tmp_path}/a")
+    for ask in (
+        lambda: adapter.encode(TEXTS, role="query"),
+        lambda: opened(adapter.uri, max_tokens=3),
+        lambda: opened(adapter.uri, base_url="http://127.0.0.1:1/v1"),
+    ):
+        with pytest.raises(EncoderError, match=re.escape(message)):
+            ask()
+    # What leads into the ring is no better off.
+    entry = opened(save_adapter(tmp_path / "entry", adapter.fingerprint))
+    with pytest.raises(EncoderError, match=re.escape(f"leads into a ring: {entry.uri} over ")):
+        opened(entry.uri, max_tokens=3)
 
 
 def test_max_tokens_is_passed_on_and_kept(static, tmp_path):
@@ -288,7 +315,7 @@ def folder(static, tmp_path):
             {"embed_dim": 8, "nesting_dims": [2, 8]},
             rf"{MAP_FILE} is 4 wide, the parent 'handmade' 4, and .*{MANIFEST_FILE} says 8",
         ),
-        ({"fingerprint": None}, "is unfinished"),
+        ({"fingerprint": None}, r"is unfinished\. Fit the adapter again, or copy it again"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(folder, changes, message):
@@ -305,7 +332,10 @@ def test_a_map_of_another_width_than_the_parent_is_refused(folder):
 
 def test_another_map_than_the_one_stamped_is_noticed(folder):
     save_map(folder, rotation(4, seed=1))
-    with pytest.raises(FormatError, match="damaged: its weights are not those it was saved with"):
+    with pytest.raises(
+        FormatError,
+        match=r"damaged: its weights are not those it was saved with\. Fit the adapter again, or",
+    ):
         open_encoder(f"nest:{folder}")
 
 
@@ -314,6 +344,15 @@ def test_a_map_that_is_no_longer_orthogonal_is_refused(folder):
     matrix[1, 2] += 1e-3
     save_file({"rotation": matrix}, folder / MAP_FILE)
     with pytest.raises(FormatError, match=r"`matrix` must be orthogonal: .* Fit the adapter again"):
+        open_encoder(f"nest:{folder}")
+
+
+def test_a_changed_manifest_of_an_adapter_says_to_fit_again(folder):
+    path = folder / MANIFEST_FILE
+    path.write_text(path.read_text().replace("nested", "rested", 1))
+    with pytest.raises(
+        FormatError, match=r"its checksum\. Fit the adapter again, or copy it again"
+    ):
         open_encoder(f"nest:{folder}")
 
 

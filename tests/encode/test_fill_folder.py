@@ -345,7 +345,7 @@ def test_inputs_that_cannot_be_encoded_are_refused(tmp_path):
         encode_corpus(FakeEncoder(), make_corpus(["1", "2"], ids=["a", "a"]), tmp_path / "v")
     with pytest.raises(VectorError, match="`dtype` of a vector folder must be float32 or float16"):
         encode_corpus(FakeEncoder(), make_corpus(["1"]), tmp_path / "v", dtype=Dtype.INT8)
-    with pytest.raises(DimensionError, match="`block_rows` must be at least 1, got 0"):
+    with pytest.raises(DimensionError, match=r"at least 1, got 0\. Leave it out"):
         encode_corpus(FakeEncoder(), make_corpus(["1"]), tmp_path / "v", block_rows=0)
     assert not (tmp_path / "v").exists()
 

@@ -15,7 +15,7 @@ from nestling.data import SimilarityTask, open_corpus, open_task
 from nestling.encode import open_encoder
 from nestling.errors import DimensionError, FormatError, VectorError
 from nestling.measure.cuts import Rotation
-from nestling.measure.drift import DriftReference, measure_drift
+from nestling.measure.drift import DriftReference, measure_drift, without_own
 from nestling.measure.drift_report import DriftReport, WidthDrift
 
 DIMS = (4, 8, 16)
@@ -64,6 +64,13 @@ def test_reference_agrees_with_the_slow_truth() -> None:
         assert reference.overlaps[250].mean[column] == pytest.approx(slow_overlap(rows, dim))
     assert reference.overlaps[250].mean[-1] == 1.0
     assert reference.int8_scale == pytest.approx(np.abs(rows).max(axis=0) / 127)
+
+
+def test_what_a_row_finds_of_itself_is_left_out() -> None:
+    found = np.array([[0, 3, 2], [2, 1, 0], [4, 5, 6], [7, 8, 3]])
+    own = np.array([0, 1, 2, -2])
+    # The third is among many equal rows and not listed, the last is none of those sought among.
+    assert without_own(found, own).tolist() == [[3, 2], [2, 0], [4, 5], [7, 8]]
 
 
 def test_clipped_values_are_those_the_codec_clips() -> None:
@@ -241,7 +248,7 @@ def test_advice_when_all_is_well() -> None:
     )
     assert report_of(WIDTH, num_overlap_rows=None).advice == (
         "The adapter fits these vectors: no prefix has drifted in energy or int8 ranges beyond the bounds. Neighbours "
-        "were not compared: that takes at least 250 vectors, now and at the fit."
+        "were not compared: that takes at least 250 new vectors, and 250 held-out ones at the fit."
     )
 
 

@@ -103,6 +103,10 @@ def test_a_metric_without_values_per_query_has_no_clear_gains() -> None:
             "--model 'st:./my model' --fit-on 'beir:./scifact#dev'",
         ),
         ("st:./m", "builtin", "--model st:./m --fit-on builtin"),
+        ("st:./m", "builtin#train", "--model st:./m --fit-on 'builtin#train'"),
+        ("st:./m", "builtin:wide", "--model st:./m --fit-on builtin:wide"),
+        ("st:./m", "builtin:wide#train", "--model st:./m --fit-on 'builtin:wide#train'"),
+        ("onnx:./m", "builtin:digits", "--model onnx:./m --fit-on DOCUMENTS"),
         ("st:./m", "self:notes", "--model st:./m --fit-on notes"),
         ("st:./m", "labels:intents.tsv", "--model st:./m --fit-on DOCUMENTS"),
         ("m", "self:my vectors.npy", "--fit-on 'my vectors.npy'"),
@@ -115,8 +119,9 @@ def test_the_command_names_what_was_measured(model: str, task: str, source: str)
 
 
 def test_the_text_speaks_of_what_there_is() -> None:
-    images = measured({64: 0.51}, {64: 0.78}, task="images:digits")
-    assert "A rotation fitted on these vectors (PCA)" in proposed(images).text
+    for task in ("images:digits", "builtin:digits"):
+        images = measured({64: 0.51}, {64: 0.78}, task=task)
+        assert "A rotation fitted on these vectors (PCA)" in proposed(images).text
     ranking = measured({64: 0.51}, {64: 0.78}, task="self:notes")
     assert "keeps 78.0% of the full-width ranking instead of" in proposed(ranking).text
 

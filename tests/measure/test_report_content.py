@@ -47,6 +47,8 @@ def decision(results: Results) -> Decision:
         ("static:wordllama", "self:notes", "--model static:wordllama --corpus notes"),
         ("st:./m", "beir:./scifact#dev", "--model st:./m --corpus 'beir:./scifact#dev'"),
         ("st:./m", "labels:intents.tsv", "--model st:./m --corpus DOCUMENTS"),
+        ("onnx:./m", "builtin:digits", "--model onnx:./m --corpus DOCUMENTS"),
+        ("st:./m", "builtin#dev", "--model st:./m --corpus 'builtin#dev'"),
         ("st:$(rm x)", "builtin", "--model 'st:$(rm x)' --corpus builtin"),
     ],
 )

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from nestling.core import Dtype, Int4Codec, Int8Codec, bytes_per_vector, random_rotation
 from nestling.data import RetrievalTask, SelfTask
-from nestling.encode import Encoder, encode_corpus, open_encoder
+from nestling.encode import AdaptedEncoder, Encoder, adapt_vectors, encode_corpus, open_encoder
 from nestling.errors import (
     DataError,
     DimensionError,
@@ -20,6 +20,7 @@ from nestling.errors import (
 from nestling.measure import Results, measure
 from nestling.measure.cuts import NUM_RANDOM_DRAWS, Rotation
 from nestling.measure.results import Row
+from tests.encode.adapters import save_adapter
 from tests.measure.small_tasks import (
     TableEncoder,
     classification_task,
@@ -392,10 +393,51 @@ def test_queries_of_another_space_are_refused(tmp_path):
     results = measure(TableEncoder(table, space="one"), task)
     assert len(results.query_ids) == 3
     assert results.corpus_hash == corpus(texts).corpus_hash
+    encode_corpus(TableEncoder(table, space="two"), corpus(texts), tmp_path / "queries")
+    stored = dataclasses.replace(task, queries=None, query_vectors=tmp_path / "queries")
     with pytest.raises(
         FingerprintError, match="documents is 'one' and that of the queries is 'two'"
     ):
+        measure(None, stored)
+
+
+@pytest.mark.parametrize("queries", [None, ["river mountain", "engine violin"]])
+def test_a_folder_is_not_measured_as_another_model(queries, tmp_path):
+    texts = sentences(20, seed=0)
+    vectors = np.random.default_rng(0).standard_normal((20, 8))
+    table = dict(zip(texts, vectors, strict=True))
+    encode_corpus(TableEncoder(table, space="one"), corpus(texts), tmp_path / "vectors")
+    task = SelfTask(name="self:vectors", corpus=None, vectors=tmp_path / "vectors", queries=queries)
+    with pytest.raises(
+        FingerprintError,
+        match=r"the folder .*/vectors is 'one' and the model named is 'two'.*"
+        r"Leave the model out to measure the vectors as they are, or name the one that made them\.",
+    ):
         measure(TableEncoder(table, space="two"), task)
+
+
+def test_vectors_are_measured_with_an_adapter_once_they_are_mapped(tmp_path):
+    texts = sentences(40, seed=0)
+    parent = open_encoder("static:wordllama")
+    encode_corpus(parent, corpus(texts), tmp_path / "vectors")
+    adapter = open_encoder(save_adapter(tmp_path / "adapter", parent.fingerprint))
+    assert isinstance(adapter, AdaptedEncoder)
+    task = SelfTask(name="self:vectors", corpus=None, vectors=tmp_path / "vectors")
+    with pytest.raises(
+        FingerprintError,
+        match=rf"Map the vectors first: nestling encode --model {adapter.uri} --vectors "
+        rf"{tmp_path}/vectors --out ADAPTED, and measure those\.",
+    ):
+        measure(adapter, task, dims=(64,))
+    adapt_vectors(adapter, tmp_path / "vectors", tmp_path / "adapted")
+    mapped = dataclasses.replace(task, vectors=tmp_path / "adapted")
+    assert measure(adapter, mapped, dims=(64,)).fingerprint.space == adapter.fingerprint.space
+    with pytest.raises(FingerprintError, match=r"differ in adapter 'random-\w+' against None"):
+        measure(parent, mapped, dims=(64,))
+    # A plain file tells no space: it is taken for what it is said to be.
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((40, 256)))
+    plain = dataclasses.replace(task, vectors=tmp_path / "v.npy")
+    assert measure(adapter, plain, dims=(64,), model=adapter.uri).rows[0].model == adapter.uri
 
 
 def test_texts_without_an_encoder_are_refused():

@@ -171,10 +171,10 @@ def _sample(
     num_drawn = min(SAMPLE_ROWS, len(stored))
     chosen = np.random.default_rng(seed).permutation(len(stored))[:num_drawn]
     drawn = np.ascontiguousarray(stored[np.sort(chosen)], dtype=np.float32)
-    good = drawn[~find_bad_rows(drawn)]
+    good = normalize(drawn[~find_bad_rows(drawn)])
     as_bytes = good.view(np.dtype((np.void, 4 * good.shape[1])))[:, 0]
     _, first_places = np.unique(as_bytes, return_index=True)
     num_bad, num_repeated = num_drawn - len(good), len(good) - len(first_places)
     counts = ((num_bad, "zero, NaN or infinite"), (num_repeated, "repeated"))
     notes = [f"left out {count:,} {kind} rows of {num_drawn:,}" for count, kind in counts if count]
-    return normalize(good[np.sort(first_places)]), notes
+    return good[np.sort(first_places)], notes

@@ -53,7 +53,9 @@ With --vectors no text is read: an adapter maps vectors that its parent model ha
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
-    help="Number format on disk.  [default: float32, or that of --vectors]",
+    default="float32",
+    show_default=True,
+    help="Number format on disk, of adapted vectors too: whatever --vectors are kept in.",
 )
 @click.option(
     "--overwrite",
@@ -69,7 +71,7 @@ def command(
     corpus: str | None,
     vectors: Path | None,
     out: Path,
-    dtype: str | None,
+    dtype: str,
     overwrite: bool,
     bad_rows: Any,
     as_json: bool,
@@ -120,14 +122,14 @@ def _encode(
     model: str,
     corpus: Any,
     out: Path,
-    dtype: str | None,
+    dtype: str,
     progress: Progress,
     options: dict[str, Any],
     **encoder: Any,
 ) -> Encoded:
     opened, documents = open_encoder_and_corpus(model, corpus, progress=progress, **encoder)
     encoded = encode_corpus(
-        opened, documents, out, dtype=Dtype(dtype or "float32"), progress=progress, **options
+        opened, documents, out, dtype=Dtype(dtype), progress=progress, **options
     )
     talk_about(encoded, documents, encoder=opened)
     return encoded
@@ -137,7 +139,7 @@ def _adapt(
     model: str,
     vectors: Path,
     out: Path,
-    dtype: str | None,
+    dtype: str,
     progress: Progress,
     options: dict[str, Any],
     *,
@@ -153,8 +155,7 @@ def _adapt(
         raise click.UsageError(
             f"--vectors needs an adapter as --model, nest:DIR, that nestling train adapter wrote; got {model}."
         )
-    stored = None if dtype is None else Dtype(dtype)
-    encoded = adapt_vectors(adapter, vectors, out, dtype=stored, progress=progress, **options)
+    encoded = adapt_vectors(adapter, vectors, out, dtype=Dtype(dtype), progress=progress, **options)
     if not vectors.is_dir():
         talk(
             f"{vectors} does not say which model made it: taken for vectors of {adapter.parent.space.model}"

@@ -68,7 +68,12 @@ class Fingerprint:
 
 
 def check_same_space(
-    left: Fingerprint, right: Fingerprint, *, left_name: str, right_name: str
+    left: Fingerprint,
+    right: Fingerprint,
+    *,
+    left_name: str,
+    right_name: str,
+    advice: str = "Encode both sides with the same model.",
 ) -> None:
     """Refuse to compare vectors of two spaces.
 
@@ -77,6 +82,7 @@ def check_same_space(
         right: The other side.
         left_name: What to call the left side in the message, e.g. "index /tmp/idx".
         right_name: What to call the right side.
+        advice: What to do if they differ.
 
     Raises:
         FingerprintError: If the spaces differ; the message names both and what differs.
@@ -90,6 +96,5 @@ def check_same_space(
     ]
     raise FingerprintError(
         f"vectors of two spaces cannot be compared: {left_name} is {left.space.model!r} and "
-        f"{right_name} is {right.space.model!r}; they differ in {'; '.join(differences)}. "
-        f"Encode both sides with the same model."
+        f"{right_name} is {right.space.model!r}; they differ in {'; '.join(differences)}. {advice}"
     )

@@ -1,6 +1,8 @@
 """The fixed rotation inside a prefix, before its signs are taken."""
 
-from functools import lru_cache
+from collections import OrderedDict
+from threading import Lock
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -8,11 +10,11 @@ from jaxtyping import Float, Float32
 from nestling.core.dims import check_dim
 from nestling.core.projection import Projection
 
-ROTATIONS_KEPT = 32
-"""Matrices held in memory at a time."""
+MOST_BYTES = 128 << 20
+"""Memory that rotations are kept in: enough for all halved widths of 3,072 dims at once, so that training
+for rotated-binary codes, which uses each of them at every step, draws each once."""
 
 
-@lru_cache(maxsize=ROTATIONS_KEPT)
 def random_rotation(dim: int, seed: int = 0) -> Float32[np.ndarray, "{dim} {dim}"]:
     """Return a random orthogonal matrix, read-only: the same for the same width and seed, always.
 
@@ -29,16 +31,7 @@ def random_rotation(dim: int, seed: int = 0) -> Float32[np.ndarray, "{dim} {dim}
         DimensionError: If `dim` is below 1.
     """
     check_dim(dim, max(1, dim))
-    num_draws = dim * dim
-    bits = np.random.PCG64(seed).random_raw(2 * num_draws)
-    uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log(uniform[:num_draws]))
-    gaussian = radius * np.cos(2.0 * np.pi * uniform[num_draws:])
-    orthogonal, triangular = np.linalg.qr(gaussian.reshape(dim, dim))
-    orthogonal *= np.where(np.diagonal(triangular) < 0.0, -1.0, 1.0)
-    rotation = orthogonal.astype(np.float32)
-    rotation.flags.writeable = False
-    return rotation
+    return _ROTATIONS.get(dim, seed).matrix
 
 
 def rotate_prefix(
@@ -55,9 +48,52 @@ def rotate_prefix(
         DimensionError: If `dim` is outside [1, full].
     """
     prefix = embeddings[:, : check_dim(dim, embeddings.shape[1])]
-    return _projection(dim)(prefix.astype(np.float32, copy=False))
+    return _ROTATIONS.get(dim, 0)(prefix.astype(np.float32, copy=False))
 
 
-@lru_cache(maxsize=ROTATIONS_KEPT)
-def _projection(dim: int) -> Projection:
-    return Projection(random_rotation(dim))
+@final
+class RotationCache:
+    """The rotations used last, as many as fit into some memory, and one at least.
+
+    A bound on their number would not do: they take from a kilobyte to a hundred megabytes each.
+    """
+
+    def __init__(self, *, most_bytes: int) -> None:
+        """Keep none yet.
+
+        Args:
+            most_bytes: Memory for all, each counted with the copy that it is multiplied by.
+        """
+        self._most_bytes = most_bytes
+        self._kept: OrderedDict[tuple[int, int], Projection] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """What those that are kept take."""
+        return sum(8 * dim * dim for dim, _ in self._kept)
+
+    def get(self, dim: int, seed: int) -> Projection:
+        """Return the rotation of a width and seed, the same object while it is kept."""
+        with self._lock:
+            found = self._kept.pop((dim, seed), None) or Projection(_draw(dim, seed))
+            self._kept[dim, seed] = found
+            while self.num_bytes > self._most_bytes and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+            return found
+
+
+def _draw(dim: int, seed: int) -> Float32[np.ndarray, "{dim} {dim}"]:
+    num_draws = dim * dim
+    bits = np.random.PCG64(seed).random_raw(2 * num_draws)
+    uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log(uniform[:num_draws]))
+    gaussian = radius * np.cos(2.0 * np.pi * uniform[num_draws:])
+    orthogonal, triangular = np.linalg.qr(gaussian.reshape(dim, dim))
+    orthogonal *= np.where(np.diagonal(triangular) < 0.0, -1.0, 1.0)
+    rotation = orthogonal.astype(np.float32)
+    rotation.flags.writeable = False
+    return rotation
+
+
+_ROTATIONS = RotationCache(most_bytes=MOST_BYTES)

@@ -34,7 +34,7 @@ def adapt_vectors(
     path: Path,
     out: Path,
     *,
-    dtype: Dtype | None = None,
+    dtype: Dtype = Dtype.FLOAT32,
     block_rows: int = BLOCK_ROWS,
     bad_rows: BadRowPolicy = "error",
     overwrite: bool = False,
@@ -52,7 +52,8 @@ def adapt_vectors(
             it, and must agree with the adapter; its rows are mapped as they are. A file does not,
             and is believed; its rows are scaled to unit length first.
         out: Folder to make, or to go on with. Ids and content hashes are those of `path`.
-        dtype: Number format on disk, float32 or float16; by default that of `path`.
+        dtype: Number format on disk, float32 or float16. Not that of `path` unless asked for:
+            float16 would round mapped rows anew, which moves full-width scores.
         block_rows: Rows per block. A folder that was begun keeps its own.
         bad_rows: "error" refuses NaN, infinite and zero rows by id; "drop" leaves them out.
         overwrite: Whether vectors that share no content with these may be replaced.
@@ -60,7 +61,8 @@ def adapt_vectors(
 
     Raises:
         DataError: If a file cannot be read.
-        FingerprintError: If the vectors, or those in `out`, are of another space than the adapter's.
+        FingerprintError: If the vectors, or those in `out`, are of another space than the adapter's,
+            or those in `out` were mapped from rows in another number format.
         FormatError: If the vectors are damaged or not finished.
         VectorError: If they are not as wide as the adapter, or a row is bad and `bad_rows` is
             "error".
@@ -69,11 +71,10 @@ def adapt_vectors(
     """
     source = _open_source(path, adapter, progress)
     _check_apart(path, out)
-    stored = Dtype(source.vectors.dtype.name)
     job = AdaptJob(
         adapter=adapter,
         source=source,
-        dtype=dtype or stored,
+        dtype=dtype,
         block_rows=block_rows,
         bad_rows=bad_rows,
         overwrite=overwrite,
@@ -122,14 +123,18 @@ class AdaptJob:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The adapter's vectors, with the settings that the source was encoded with."""
+        """The adapter's vectors, with the settings that the source was encoded and kept with."""
         made_by, fingerprint = self.source.made_by, self.adapter.fingerprint
-        name = fingerprint.encoder["adapter"]
+        encoder = {**made_by.encoder, "adapter": fingerprint.encoder["adapter"]}
+        stored = self.source.vectors.dtype.name
+        if stored != Dtype.FLOAT32:
+            # These rows were rounded before they were mapped: others are not to stand beside them.
+            encoder["source_dtype"] = stored
         endpoint = {key: made_by.origin[key] for key in ("base_url",) if key in made_by.origin}
         return Manifest(
             fingerprint=Fingerprint(
                 space=fingerprint.space,
-                encoder={**made_by.encoder, "adapter": name},
+                encoder=encoder,
                 origin={**fingerprint.origin, **endpoint},
             ),
             corpus_hash=self.source.corpus_hash,

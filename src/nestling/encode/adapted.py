@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Float32
 
 from nestling.core import Fingerprint, check_same_space
 from nestling.data.types import Inputs
+from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
 from nestling.encode.open import reopen_encoder, token_limit_of
 from nestling.encode.protocol import Encoder, Role
 from nestling.encode.vector_map import VectorMap
@@ -131,21 +133,24 @@ class AdaptedEncoder:
         """What makes the vectors that are mapped, opened.
 
         Raises:
-            EncoderError: If it cannot be opened, or nobody knows how to.
+            EncoderError: If it cannot be opened, nobody knows how to, or adapters lead to
+                each other in a ring.
             FingerprintError: If it is another model by now than the map was fitted on.
         """
-        # An adapter that was written over its own parent would open itself without end.
-        is_lost = self.parent.origin.get("model") == self.uri
-        opened = None
-        if not is_lost:
-            opened = reopen_encoder(
-                self.parent, base_url=self._base_url, max_tokens=self._max_tokens
+        advice = (
+            f"Apply it to vectors that exist: nestling encode --model {self.uri} --vectors VECTORS --out "
+            f"VECTORS."
+        )
+        if ring := _find_ring(self.uri, self.parent):
+            raise EncoderError(
+                f"{self.uri} leads into a ring: {' over '.join(ring)}. One of them was written over by an "
+                f"adapter of the last, so none can encode. {advice}"
             )
+        opened = reopen_encoder(self.parent, base_url=self._base_url, max_tokens=self._max_tokens)
         if opened is None:
             raise EncoderError(
                 f"{self.uri} was fitted on vectors of {self.parent.space.model!r} that do not say how to open "
-                f"their model, so it cannot encode. Apply it to vectors that exist: nestling encode --model "
-                f"{self.uri} --vectors VECTORS --out VECTORS."
+                f"their model, so it cannot encode. {advice}"
             )
         check_same_space(
             opened.fingerprint,
@@ -154,3 +159,19 @@ class AdaptedEncoder:
             right_name=f"the model that {self.uri} was fitted on",
         )
         return opened
+
+
+def _find_ring(uri: str, parent: Fingerprint) -> list[str]:
+    """Return the adapters from `uri` down if one of them comes twice, else nothing.
+
+    Their manifests say so without opening any: a ring of them would be opened without end.
+    """
+    passed = [uri]
+    below: Fingerprint | None = parent
+    while below is not None and (model := below.origin.get("model", "")).startswith("nest:"):
+        passed.append(model)
+        if model in passed[:-1]:
+            return passed
+        folder = Path(model.removeprefix("nest:"))
+        below = NestManifest.load(folder).parent if (folder / MANIFEST_FILE).is_file() else None
+    return []

@@ -180,7 +180,9 @@ def check_folder_format(dtype: Dtype, block_rows: int) -> None:
             f"Smaller formats are cut from it when an index is built."
         )
     if block_rows < 1:
-        raise DimensionError(f"`block_rows` must be at least 1, got {block_rows}.")
+        raise DimensionError(
+            f"`block_rows` must be at least 1, got {block_rows}. Leave it out for the usual number."
+        )
 
 
 def content_hashes(inputs: Inputs) -> list[str]:

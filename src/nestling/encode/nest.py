@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from nestling.core import Fingerprint, Space
 from nestling.encode.adapted import AdaptedEncoder, name_adapter
 from nestling.encode.batches import hash_files, origin_of, reason_of
-from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
+from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest, make_again
 from nestling.encode.onnx import OnnxEncoder
 from nestling.encode.protocol import Encoder
 from nestling.encode.st import SentenceTransformersEncoder
@@ -59,7 +59,7 @@ def open_nest(name: str, *, base_url: str | None = None, max_tokens: int | None 
             if stamped is None
             else "damaged: its weights are not those it was saved with"
         )
-        raise FormatError(f"nest:{name} is {state}. Train the model again, or copy it again.")
+        raise FormatError(f"nest:{name} is {state}. {make_again(manifest.kind)}")
     return encoder
 
 

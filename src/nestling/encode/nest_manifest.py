@@ -71,9 +71,9 @@ class NestManifest:
             FormatError: If it is missing, damaged, or of a newer version.
         """
         path = folder / MANIFEST_FILE
-        data = unseal(
-            read_json(path), source=str(path), advice="Train the model again, or copy it again."
-        )
+        sealed = read_json(path)
+        kind = sealed.get("kind") if isinstance(sealed, dict) else None
+        data = unseal(sealed, source=str(path), advice=make_again(kind))
         if data["nest_version"] > NEST_VERSION:
             raise FormatError(
                 f"{path} has version {data['nest_version']}, newer than {NEST_VERSION}, the newest that this "
@@ -95,3 +95,9 @@ class NestManifest:
             training=data["training"],
             parent=Fingerprint.from_json(data["parent"]) if "parent" in data else None,
         )
+
+
+def make_again(kind: object) -> str:
+    """Return what to do about a damaged or unfinished folder of some kind."""
+    made = "Fit the adapter" if kind == "adapter" else "Train the model"
+    return f"{made} again, or copy it again."

@@ -75,7 +75,8 @@ class DriftReference:
     Attributes:
         dims: Widths that are watched, the last the full one.
         seed: Of the samples that neighbours are looked for in.
-        int8_scale: Width of one int8 step per dimension, calibrated on all rows.
+        int8_scale: Width of one int8 step per dimension, calibrated on these very rows. An index
+            calibrates its own on the rows that it is built from.
         energy: Squared norm of the prefix of a unit row.
         overlaps: By the size of the sample: the share of the ten nearest neighbours at full width
             that are among the ten nearest at the prefix. Empty for fewer than 250 rows.
@@ -253,14 +254,20 @@ def _overlap(
     sample = unit[np.sort(chosen)]
     view = View(name="rows", queries=sample)
     by_dim = nested_top_k(sample, [view], dims, CUTOFF + 1)["rows"].by_dim
-    neighbours = [_without_self(by_dim[dim].rows) for dim in dims]
+    own = np.arange(len(sample))
+    neighbours = [without_own(by_dim[dim].rows, own) for dim in dims]
     return Summary.of(np.stack([overlap(found, neighbours[-1]) for found in neighbours], axis=1))
 
 
-def _without_self(
-    rows: Int[np.ndarray, "queries found"],
+def without_own(
+    rows: Int[np.ndarray, "queries found"], own: Int[np.ndarray, " queries"]
 ) -> Int[np.ndarray, "queries neighbours"]:
-    """Return the best rows of each row but itself; among many equal ones it may not be listed."""
-    is_self = rows == np.arange(len(rows))[:, None]
-    order = np.argsort(is_self, axis=1, kind="stable")
+    """Return the best rows of each query but itself, one fewer than were found.
+
+    Args:
+        rows: Row numbers, best first.
+        own: The row that each query is itself. Where it is not among those found, as may happen
+            among many equal rows, or where it is the number of none, the worst is left out.
+    """
+    order = np.argsort(rows == own[:, None], axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)[:, :-1]

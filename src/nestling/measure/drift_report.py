@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 NOISE_ERRORS = 3.0
-"""Standard errors taken off a change before it is judged, as chance is no drift. The errors are those of
-independent rows; neighbours are drawn from one pool, which makes the true ones up to 1.4 times as large."""
+"""Standard errors taken off a change before it is judged, as chance is no drift. Three and not two: the
+errors are those of independent rows, and rows that find neighbours in one pool are not quite that."""
 
 MOST_ENERGY_LOST = 0.10
 """Of the energy of a prefix at the fit."""
@@ -147,8 +147,8 @@ class DriftReport:
         if self.num_overlap_rows:
             return sentence
         return (
-            f"{sentence} Neighbours were not compared: that takes at least 250 vectors, now and at "
-            f"the fit."
+            f"{sentence} Neighbours were not compared: that takes at least 250 new vectors, and 250 "
+            f"held-out ones at the fit."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -19,8 +19,11 @@ LEAST_GAIN = 0.01
 MOST_DIMS = 8
 """Widths that the command asks for; of more that were measured, as many evenly spaced ones."""
 
-HAVE_DOCUMENTS = ("builtin", "beir:", "self:")
-"""Beginnings of the tasks whose documents something can be built from or fitted to."""
+BUILTIN_CORPORA = ("builtin", "builtin:wide")
+"""Tasks that have documents; another of that form, builtin:digits, has images."""
+
+CORPUS_FORMS = ("beir:", "self:")
+"""Beginnings of the other tasks that have documents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,11 @@ def propose_adapter(results: Results, *, metric: str | None = None) -> AdapterPr
     )
 
 
+def has_documents(task: str) -> bool:
+    """Return whether something can be built from or fitted to what a task is measured on."""
+    return task.partition("#")[0] in BUILTIN_CORPORA or task.startswith(CORPUS_FORMS)
+
+
 def _is_clear(rotated: Row, prefix: Row, full: Row) -> bool:
     if rotated.per_query is None or prefix.per_query is None or full.value <= 0:
         return False
@@ -111,7 +119,7 @@ def _text(gains: Sequence[Gain], *, task: str, metric: str) -> str:
     )
     if not gains:
         return promise
-    fitted_on = "documents" if task.startswith(HAVE_DOCUMENTS) else "vectors"
+    fitted_on = "documents" if has_documents(task) else "vectors"
     of_what = "the full-width ranking" if task.startswith("self:") else metric
     first, *rest = gains
     kept = [f"{first.rotated:.1%} of {of_what} instead of {first.prefix:.1%} at {first.dim} dims"]
@@ -130,8 +138,7 @@ def _command(results: Results, cuts: Sequence[int]) -> str:
     if kind == "vectors":
         source = f"--fit-on {shlex.quote(path)}"
     else:
-        has_documents = task.startswith(HAVE_DOCUMENTS)
-        documents = shlex.quote(task.removeprefix("self:")) if has_documents else "DOCUMENTS"
+        documents = shlex.quote(task.removeprefix("self:")) if has_documents(task) else "DOCUMENTS"
         source = f"--model {shlex.quote(model)}{_as_measured(results)} --fit-on {documents}"
     places = np.linspace(0, len(cuts) - 1, min(MOST_DIMS, len(cuts))).round().astype(int)
     dims = ",".join(str(cuts[place]) for place in places)

@@ -1,11 +1,14 @@
 """Retrieval with judgements, and `self:` tasks, which have none."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from nestling.core import Fingerprint, check_same_space
 from nestling.data import RetrievalTask, SelfTask, hold_out
-from nestling.encode import Encoder
+from nestling.encode import AdaptedEncoder, Encoder
 from nestling.errors import DataError
 from nestling.measure.cuts import clipping_notes
 from nestling.measure.embed import Side, check_comparable, read_side
@@ -43,12 +46,16 @@ def run_self(encoder: Encoder | None, task: SelfTask, options: Options) -> Outco
     them, which is what a user of the cut alone sees; `recall_at_10_of_full` is what the top 100 of
     the cut holds of them, which is the best that a funnel with a shortlist of 100 can come to.
 
+    Vectors are measured as they are. A vector folder says what made it, which must be the encoder
+    if one is given; a plain file is taken at its word.
+
     Raises:
         DataError: If texts are to be encoded and there is no encoder.
-        FingerprintError: If queries and corpus are of two spaces.
+        FingerprintError: If queries and corpus are of two spaces, or the vectors of another than
+            the encoder's.
     """
     if task.vectors is not None:
-        found = read_side(task.vectors, name="documents", bad_rows=options.bad_rows)
+        found = _read(task.vectors, encoder, options, name="documents")
         corpus_hash = found.corpus_hash
     elif task.corpus is not None:
         known_encoder = need_encoder(encoder, task.name)
@@ -92,6 +99,32 @@ def need_encoder(encoder: Encoder | None, name: str) -> Encoder:
     return encoder
 
 
+def _read(path: Path, encoder: Encoder | None, options: Options, *, name: str) -> Side:
+    """Read vectors, which are not to be reported under the name of a model that did not make them."""
+    found = read_side(path, name=name, bad_rows=options.bad_rows)
+    if encoder is not None and found.has_known_space:
+        _check_made_by(encoder, found.fingerprint, folder=path)
+    return found
+
+
+def _check_made_by(encoder: Encoder, made_by: Fingerprint, *, folder: Path) -> None:
+    advice = (
+        "Leave the model out to measure the vectors as they are, or name the one that made them."
+    )
+    if isinstance(encoder, AdaptedEncoder) and made_by.space == encoder.parent.space:
+        advice = (
+            f"Map the vectors first: nestling encode --model {shlex.quote(encoder.uri)} --vectors "
+            f"{shlex.quote(str(folder))} --out ADAPTED, and measure those."
+        )
+    check_same_space(
+        made_by,
+        encoder.fingerprint,
+        left_name=f"the folder {folder}",
+        right_name="the model named",
+        advice=advice,
+    )
+
+
 def _search(
     corpus: Side,
     queries: Side,
@@ -129,8 +162,7 @@ def _find_queries(
 ) -> tuple[Side, Side]:
     """Return corpus and queries: those given, or documents held out of the corpus."""
     if task.query_vectors is not None:
-        queries = read_side(task.query_vectors, name="queries", bad_rows=options.bad_rows)
-        return found, queries
+        return found, _read(task.query_vectors, encoder, options, name="queries")
     if task.queries is not None:
         known_encoder = need_encoder(encoder, f"the queries of {task.name}")
         ids = [str(number) for number in range(len(task.queries))]

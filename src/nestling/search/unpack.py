@@ -9,7 +9,7 @@ from nestling.core import unpack_signs
 
 
 def widen_float16(values: Float16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Return finite float16 values in float32, exactly, in about a sixth of NumPy's time.
+    """Return finite float16 values in float32, exactly and faster than NumPy casts.
 
     Exponent and mantissa are moved to their places in float32, whose exponent is biased by 127
     instead of 15; the product makes up for that, and for the subnormal numbers as well.
@@ -34,7 +34,7 @@ def spread_signs(
 def spread_nibbles(
     packed: UInt8[np.ndarray, "rows packed"], dim: int
 ) -> Float32[np.ndarray, "rows {dim}"]:
-    """Return int4 codes as numbers, in about a third of the time that looking up bytes takes.
+    """Return int4 codes as numbers, by shifts and without a table.
 
     Each byte becomes two, with one of its halves at the top of each, whence it is shifted down with
     its sign; what lay below it falls off.

@@ -8,7 +8,7 @@ import numpy as np
 
 from nestling.core import Dtype
 from nestling.measure.decision import Decision
-from nestling.measure.proposal import HAVE_DOCUMENTS, propose_adapter
+from nestling.measure.proposal import has_documents, propose_adapter
 from nestling.measure.report.focus import Focus, find_point
 from nestling.measure.report.labels import flatten, metric_label
 from nestling.measure.report.wording import floor_warning
@@ -128,8 +128,8 @@ def deploy_commands(focus: Focus) -> list[str]:
         source = f"--vectors {shlex.quote(path)}"
         search_model = " --model MODEL"
     else:
-        has_documents = focus.task.startswith(HAVE_DOCUMENTS)
-        corpus = shlex.quote(focus.task.removeprefix("self:")) if has_documents else "DOCUMENTS"
+        task = focus.task
+        corpus = shlex.quote(task.removeprefix("self:")) if has_documents(task) else "DOCUMENTS"
         source = f"--model {shlex.quote(focus.model)} --corpus {corpus}"
         search_model = ""
     return [
