@@ -44,7 +44,7 @@ def write_report(quality: Mapping[str, Result], speed: Result, options: argparse
         + " The loads are those of the speed half; the quality half, which no clock decides, saw up to "
         f"{max(loads):.1f}. Revisions: quality {', '.join(sorted(revisions))}; speed {speed['revision']}.",
         (
-            f"`{' '.join(['python', 'benchmarks/adapter.py', *sys.argv[1:]])}`, "
+            f"`{command_of(options)}`, "
             f"OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'as is')}"
         ),
         "\n".join(f"- {line}" for line in verdicts(searches, sentences, speed)),
@@ -93,6 +93,13 @@ def write_report(quality: Mapping[str, Result], speed: Result, options: argparse
         blocks += [f"### {model}, {task}", sentence_table(seeds)]
     blocks += ["## Speed", *speed_blocks(speed)]
     return "\n\n".join(blocks) + "\n"
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """Return what was asked for, as it would be typed; not where it was written."""
+    steps = "" if options.steps is None else f" --steps {options.steps}"
+    quick = " --quick" if options.quick else ""
+    return f"python benchmarks/adapter.py --seeds {options.seeds}{steps}{quick}"
 
 
 def group(
