@@ -136,13 +136,12 @@ def test_bands_within_which_no_width_sees_a_turn_are_left_out(rows):
     assert band_boundaries([4, 8, 32], by_coordinate=False) == [(4,), (8,)]
     many = band_boundaries([1, 2, 4, 8, 16, 32, 64], by_coordinate=False)
     assert many == [(1,), (8,), (32,)]
-    methods = ["rotation", "banded"]
     for dtypes, names in (
         ((), ["rotation"]),
         ((Dtype.BINARY,), ["rotation", "rotation within 8", "banded 8"]),
     ):
         options = RotationOptions(num_steps=1, dtypes=dtypes)
-        fitted = fit_candidates(rows, (8, 32), methods=methods, options=options)
+        fitted = fit_candidates(rows, (8, 32), methods=["rotation", "banded"], options=options)
         assert [candidate.name for candidate in fitted] == names
 
 
