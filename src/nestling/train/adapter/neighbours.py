@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int64
 
 from nestling.core import View, nested_top_k
+from nestling.measure.drift import without_own
 from nestling.measure.metrics import CUTOFF
 
 
@@ -29,12 +30,4 @@ def nearest_others(
     """
     view = View(name="rows", queries=np.ascontiguousarray(queries))
     found = nested_top_k(np.ascontiguousarray(documents), [view], dims, CUTOFF + 1)["rows"].by_dim
-    return {dim: _without(best.rows, own) for dim, best in found.items()}
-
-
-def _without(
-    rows: Int[np.ndarray, "queries more"], own: Int64[np.ndarray, " queries"]
-) -> Int[np.ndarray, "queries k"]:
-    # The one to leave out goes to the end, which is cut off; where it was not found, the worst is.
-    order = np.argsort(rows == own[:, None], axis=1, kind="stable")[:, :CUTOFF]
-    return np.take_along_axis(rows, order, axis=1)
+    return {dim: without_own(best.rows, own) for dim, best in found.items()}
