@@ -157,6 +157,8 @@ def write_report(
         ),
     ]
     for name, task in tasks.items():
+        if not any(name in line["values"] for line in lines):
+            continue  # no seed was measured on it
         metric = "Spearman x 100" if name == SENTENCE_PAIRS else "nDCG@10 x 100"
         blocks += [
             f"### {name}: {metric}",
