@@ -47,9 +47,10 @@ from nestling.data import RetrievalTask, SimilarityTask, open_task
 from nestling.encode import Encoder, embed, open_encoder
 from nestling.encode.vector_map import OrthogonalMap, VectorMap
 from nestling.measure.metrics import Judgements, overlap
-from nestling.train.adapter.candidates import METHODS, fit_candidates, pca_basis
+from nestling.train.adapter.candidates import METHODS, fit_candidates
 from nestling.train.adapter.choose import choose
 from nestling.train.adapter.learn import RotationOptions, learn_rotation
+from nestling.train.adapter.principal_axes import pca_basis
 
 MAX_TOKENS = 128
 CODED = (Dtype.INT4, Dtype.BINARY, Dtype.ROTATED_BINARY)

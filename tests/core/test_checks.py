@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nestling.core import check_rows, check_unique_ids, find_bad_rows
+from nestling.core import check_rows, check_unique_ids, distinct_rows, find_bad_rows, normalize
 from nestling.errors import DataError, VectorError
 
 VECTORS = np.array([[1, 0], [0, 0], [np.nan, 1], [np.inf, 1], [0, -1]], np.float32)
@@ -36,3 +36,12 @@ def test_repeated_ids_are_refused_by_name() -> None:
         DataError, match=r"ids in corpus\.jsonl must be unique, got 1 repeated: 'a'"
     ):
         check_unique_ids(["a", "b", "a"], source="corpus.jsonl")
+
+
+def test_rows_that_are_equal_up_to_rounding_count_once_and_keep_their_order() -> None:
+    rows = normalize(np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32))
+    copies = normalize(rows[[3, 7]] * np.float32(0.7))
+
+    found = distinct_rows(np.concatenate([rows, copies, rows[:5]]))
+
+    assert np.array_equal(found, rows)

@@ -7,9 +7,9 @@ from nestling.train.adapter.candidates import (
     METHODS,
     band_boundaries,
     fit_candidates,
-    pca_basis,
 )
 from nestling.train.adapter.learn import RotationOptions
+from nestling.train.adapter.principal_axes import pca_basis
 
 DIMS = (4, 8, 32)
 
@@ -112,7 +112,7 @@ def test_pca_of_many_rows_is_that_of_all_at_once(monkeypatch):
     rows = np.random.default_rng(0).standard_normal((1000, 6)).astype(np.float32)
     rows *= np.linspace(1, 2, 6, dtype=np.float32)
     whole = pca_basis(rows)
-    monkeypatch.setattr("nestling.train.adapter.candidates.GRAM_ROWS", 300)
+    monkeypatch.setattr("nestling.train.adapter.principal_axes.GRAM_ROWS", 300)
     parts = pca_basis(rows)
     np.testing.assert_allclose(np.abs(np.sum(whole * parts, axis=0)), 1, atol=1e-9)
 

@@ -4,9 +4,10 @@ import pytest
 from nestling.core import Dtype, cosine_scores
 from nestling.encode.vector_map import OrthogonalMap
 from nestling.errors import TrainingError
-from nestling.train.adapter.candidates import Candidate, pca_basis
+from nestling.train.adapter.candidates import Candidate
 from nestling.train.adapter.choose import TIE, choose
 from nestling.train.adapter.neighbours import nearest_others
+from nestling.train.adapter.principal_axes import pca_basis
 
 DIMS = (2, 4, 16)
 

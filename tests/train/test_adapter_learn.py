@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,6 @@ from nestling.errors import DataError, DimensionError, TrainingError
 from nestling.train.adapter.learn import (
     RotationOptions,
     Turning,
-    in_principal_axes,
     learn_rotation,
     learn_supervised_rotation,
     may_turn,
@@ -19,6 +20,7 @@ from nestling.train.adapter.learn import (
     tangent,
     turned_by,
 )
+from nestling.train.adapter.principal_axes import in_principal_axes
 from nestling.train.losses.self_distillation import SelfDistillation
 
 DIM = 24
@@ -263,9 +265,9 @@ def test_one_pair_cannot_be_told_apart() -> None:
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
     ],
 )
-def test_bad_options_are_named(changed: dict[str, float], rule: str) -> None:
+def test_bad_options_are_named(changed: dict[str, Any], rule: str) -> None:
     with pytest.raises(TrainingError, match=rule):
-        RotationOptions(**changed)  # type: ignore[arg-type]
+        RotationOptions(**changed)
 
 
 def test_a_loss_that_is_not_finite_stops_the_learning() -> None:

@@ -14,12 +14,13 @@ import click
 import numpy as np
 from rich.table import Table
 
-from nestling.cli.doctor_drift import check_adapter, drift_table
+from nestling.cli.doctor_drift import drift_table
 from nestling.cli.options import debug_option, json_option
 from nestling.cli.terminal import print_json, print_table, talk
 from nestling.core import cosine_scores, normalize, top_k
 from nestling.core.nested_top_k import View, nested_top_k
 from nestling.encode import cache_root, open_encoder
+from nestling.measure.adapter_check import check_adapter
 
 LOW_DISK_BYTES = 1 << 30
 

@@ -113,6 +113,15 @@ bad_rows_option = click.option(
     show_default=True,
     help="Vectors that are zero, NaN or infinite: refuse them by name, or leave them out.",
 )
+spread_out_option = click.option(
+    "--spread-out",
+    "spread_out_weight",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Weight of holding what does not belong together as far apart as random vectors.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."

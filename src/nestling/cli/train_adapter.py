@@ -18,6 +18,7 @@ from nestling.cli.options import (
     json_option,
     model_option,
     overwrite_option,
+    spread_out_option,
 )
 from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import Dtype, default_nesting_dims
@@ -102,15 +103,7 @@ auto takes the one of the first four that falls least short of the best at any w
     default=(),
     help="Fit for prefixes stored as int8, int4, binary or rotated-binary.",
 )
-@click.option(
-    "--spread-out",
-    "spread_out_weight",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    metavar="X",
-    help="Weight of spreading unrelated vectors out.",
-)
+@spread_out_option
 @click.option(
     "--seed",
     type=click.IntRange(min=0),

@@ -20,6 +20,7 @@ from nestling.cli.options import (
     json_option,
     loop_options,
     overwrite_option,
+    spread_out_option,
 )
 from nestling.cli.terminal import print_json, print_table, progress_bars, sparkline, talk
 from nestling.core import default_nesting_dims
@@ -134,15 +135,7 @@ Run the same command again after a crash or a kill: it goes on from the last che
     metavar="X",
     help="How much each of these formats counts beside float.",
 )
-@click.option(
-    "--spread-out",
-    "spread_out_weight",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    metavar="X",
-    help="Weight of holding texts that do not belong together as far apart as random ones.",
-)
+@spread_out_option
 @click.option(
     "--validate",
     "validation_share",

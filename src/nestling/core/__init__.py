@@ -1,6 +1,12 @@
 """The nest itself in NumPy: dims, prefixes, codes, similarity, top-k, fingerprints."""
 
-from nestling.core.checks import BadRowPolicy, check_rows, check_unique_ids, find_bad_rows
+from nestling.core.checks import (
+    BadRowPolicy,
+    check_rows,
+    check_unique_ids,
+    distinct_rows,
+    find_bad_rows,
+)
 from nestling.core.codes import (
     CODECS,
     Dtype,
@@ -44,6 +50,7 @@ __all__ = [
     "check_unique_ids",
     "cosine_scores",
     "default_nesting_dims",
+    "distinct_rows",
     "find_bad_rows",
     "nested_pair_cosines",
     "nested_top_k",

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 
 from nestling.errors import DataError, VectorError
 
 BadRowPolicy = Literal["error", "drop"]
+
+EQUAL_STEP = 1e-3
 
 
 def find_bad_rows(embeddings: Float[np.ndarray, "rows dim"]) -> Bool[np.ndarray, " rows"]:
@@ -40,6 +42,19 @@ def check_rows(
             f"or leave the rows out with --bad-rows drop."
         )
     return ~bad
+
+
+def distinct_rows(unit: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "distinct dim"]:
+    """Return finite unit rows without repetition, in the order of their first places.
+
+    Rows are equal if they are to 1e-3 in every coordinate: copies of another length differ by rounding,
+    which is far finer, and texts that differ are further apart. Copies on either side of a step's edge,
+    which are rare, are both kept.
+    """
+    steps = np.rint(unit / EQUAL_STEP).astype(np.int16)
+    as_bytes = steps.view(np.dtype((np.void, steps.shape[1] * steps.itemsize)))[:, 0]
+    _, first_places = np.unique(as_bytes, return_index=True)
+    return unit[np.sort(first_places)]
 
 
 def check_unique_ids(ids: Sequence[str], *, source: str) -> None:

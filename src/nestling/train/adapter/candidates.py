@@ -1,6 +1,5 @@
 """The maps that compete, each fitted as a whole."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 
 from nestling.core import random_rotation
 from nestling.core.progress import Progress, silent
@@ -20,6 +19,7 @@ from nestling.train.adapter.learn import (
     may_turn,
 )
 from nestling.train.adapter.pairs import FitPairs
+from nestling.train.adapter.principal_axes import Matrix, banded_basis, pca_basis
 from nestling.train.adapter.residual import ResidualLoss, learn_residual
 
 Method = Literal[
@@ -38,15 +38,10 @@ BASELINES: tuple[Method, ...] = ("identity", "pca")
 MOST_SINGLE_BOUNDARIES = 3
 """Banded maps with one boundary; of more widths, the narrowest, the middle and the widest."""
 
-GRAM_ROWS = 2_048
-"""Rows that a PCA takes to float64 at a time."""
-
 RESIDUAL_LOSSES: dict[str, ResidualLoss] = {
     "residual": "listwise",
     "residual (published losses)": "published",
 }
-
-Matrix = Float64[np.ndarray, "dim dim"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,28 +104,6 @@ def fit_candidates(
             fitted = fit()
             seconds = time.perf_counter() - started_s
             yield Candidate(name=name, method=method, map=fitted, seconds=seconds)
-
-
-def pca_basis(rows: Float32[np.ndarray, "rows dim"]) -> Matrix:
-    """Return the eigenvectors of X^T X as columns, largest eigenvalue first; nothing is centred.
-
-    Fewer rows than dims leave eigenvalues of zero, whose eigenvectors complete the basis.
-    """
-    gram = np.zeros((rows.shape[1], rows.shape[1]))
-    for start in range(0, len(rows), GRAM_ROWS):
-        wide = rows[start : start + GRAM_ROWS].astype(np.float64)
-        gram += wide.T @ wide
-    _, vectors = np.linalg.eigh(gram)
-    return np.ascontiguousarray(vectors[:, ::-1])
-
-
-def banded_basis(rows: Float32[np.ndarray, "rows dim"], bands: Sequence[int]) -> Matrix:
-    """Return the PCA of each band between boundaries, as one block-diagonal matrix."""
-    edges = [0, *bands, rows.shape[1]]
-    basis = np.zeros((rows.shape[1], rows.shape[1]))
-    for first, last in itertools.pairwise(edges):
-        basis[first:last, first:last] = pca_basis(rows[:, first:last])
-    return basis
 
 
 def band_boundaries(dims: Sequence[int], *, by_coordinate: bool) -> list[tuple[int, ...]]:

@@ -112,10 +112,9 @@ def choose(
 
     Each held-out row seeks its ten nearest others among all rows, as a query would in the index, at
     every width and in every format, and is judged by those that it has at the full width of the
-    original vectors. A
-    shortfall is the largest difference, over the widths and `dtypes`, from the best of the lossless
-    candidates at the same cut: a map that is best at most widths and bad at one does not win. A simpler
-    map is preferred while its shortfall is above the smallest by no more than one standard error of
+    original vectors. A shortfall is the largest difference, over the widths and `dtypes`, from the
+    best of the lossless candidates at the same cut: a map that is best at most widths and bad at one
+    does not win. A simpler map is preferred while its shortfall is above the smallest by no more than one standard error of
     the difference, over the held-out rows, from the best at its worst cut (the rule of Breiman et al.
     1984, Classification and Regression Trees, section 3.4.3).
 

@@ -9,24 +9,23 @@ Ba 2015, arXiv:1412.6980) works on K, whose basis turns along with R.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from nestling.core import Dtype, check_dims
 from nestling.core.progress import Progress, silent
 from nestling.errors import DataError, TrainingError
+from nestling.train.adapter.principal_axes import Matrix, in_principal_axes
 from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.quantized_prefixes import QuantizedPrefixes
 from nestling.train.losses.self_distillation import SelfDistillation
 from nestling.train.losses.spread_out import SpreadOut
 
 Rows = Float32[np.ndarray, "rows dim"]
-Matrix = Float64[np.ndarray, "dim dim"]
 
 LABEL = "learning a rotation"
 
@@ -151,16 +150,8 @@ def learn_rotation(
             total = total + options.spread_out_weight * spread.value(drawn).total
         return total
 
-    turning = Turning(start, may_turn(widths, bands, by_coordinate=bool(options.dtypes)))
-    learned = _learn(
-        draw,
-        loss,
-        turning=turning,
-        num_steps=options.steps_for(len(rows)),
-        learning_rate=options.learning_rate,
-        progress=progress,
-    )
-    return learned if options.dtypes else in_principal_axes(learned, rows, (*bands, *dims))
+    step = _Step(draw=draw, loss=loss, num_drawn_from=len(rows))
+    return _learn(step, rows, widths, start=start, bands=bands, options=options, progress=progress)
 
 
 def learn_supervised_rotation(
@@ -220,17 +211,9 @@ def learn_supervised_rotation(
             total = total + options.spread_out_weight * spread.value(left, right, **of_pairs).total
         return total
 
-    turning = Turning(start, may_turn(widths, (), by_coordinate=bool(options.dtypes)))
-    learned = _learn(
-        draw,
-        loss,
-        turning=turning,
-        num_steps=options.steps_for(len(anchors)),
-        learning_rate=options.learning_rate,
-        progress=progress,
-    )
+    step = _Step(draw=draw, loss=loss, num_drawn_from=len(anchors))
     both = np.concatenate([anchors, positives])
-    return learned if options.dtypes else in_principal_axes(learned, both, dims)
+    return _learn(step, both, widths, start=start, bands=(), options=options, progress=progress)
 
 
 def nearest_rows(vectors: Float[Tensor, "rows dim"], seeds: Tensor, num_neighbours: int) -> Tensor:
@@ -244,27 +227,47 @@ def _with_codes(loss: SelfDistillation | NestedInfoNCE, options: RotationOptions
     return QuantizedPrefixes(loss, options.dtypes) if options.dtypes else loss
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What differs between learning from documents and from pairs.
+
+    Attributes:
+        draw: Returns the batches of a step, not turned yet.
+        loss: Takes them turned.
+        num_drawn_from: Rows, or pairs, that it draws from.
+    """
+
+    draw: Callable[[], list[Tensor]]
+    loss: Callable[..., Tensor]
+    num_drawn_from: int
+
+
 def _learn(
-    draw: Callable[[], list[Tensor]],
-    loss: Callable[..., Tensor],
+    step: _Step,
+    rows: Rows,
+    widths: Sequence[int],
     *,
-    turning: "Turning",
-    num_steps: int,
-    learning_rate: float,
+    start: Matrix,
+    bands: Sequence[int],
+    options: RotationOptions,
     progress: Progress,
 ) -> Matrix:
-    for step in range(num_steps):
-        turned = [(rows @ turning.rotation).requires_grad_() for rows in draw()]
-        total = loss(*turned)
+    by_coordinate = bool(options.dtypes)
+    turning = Turning(start, may_turn(widths, bands, by_coordinate=by_coordinate))
+    num_steps = options.steps_for(step.num_drawn_from)
+    for done in range(num_steps):
+        turned = [(batch @ turning.rotation).requires_grad_() for batch in step.draw()]
+        total = step.loss(*turned)
         if not torch.isfinite(total):
             raise TrainingError(
-                f"the loss of the rotation is {float(total.detach())} at step {step + 1}. Lower the learning rate, or "
+                f"the loss of the rotation is {float(total.detach())} at step {done + 1}. Lower the learning rate, or "
                 f"raise the temperature."
             )
         total.backward()
-        turning.step(turned, learning_rate * (1 - step / num_steps))
-        progress(LABEL, step + 1, num_steps)
-    return turning.finish()
+        turning.step(turned, options.learning_rate * (1 - done / num_steps))
+        progress(LABEL, done + 1, num_steps)
+    learned = turning.finish()
+    return learned if by_coordinate else in_principal_axes(learned, rows, (*bands, *widths[:-1]))
 
 
 def may_turn(
@@ -288,21 +291,6 @@ def may_turn(
         return same_band
     step = np.searchsorted(np.asarray(widths, np.int64), coordinates, side="right")
     return same_band & np.not_equal.outer(step, step)
-
-
-def in_principal_axes(rotation: Matrix, rows: Rows, widths: Sequence[int]) -> Matrix:
-    """Return the rotation with the coordinates between two neighbouring widths in their principal axes.
-
-    Prefixes of these widths keep their scores; those between come to be better than any other
-    choice by their energy.
-    """
-    edges = [0, *sorted(set(widths)), len(rotation)]
-    turned = rotation.copy()
-    for first, last in pairwise(edges):
-        band = rows @ rotation[:, first:last].astype(np.float32)
-        _, axes = np.linalg.eigh((band.T @ band).astype(np.float64))
-        turned[:, first:last] = rotation[:, first:last] @ axes[:, ::-1]
-    return turned
 
 
 @final

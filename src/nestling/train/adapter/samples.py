@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from nestling.core import BadRowPolicy, Fingerprint, check_rows, check_same_space, normalize
+from nestling.core import (
+    BadRowPolicy,
+    Fingerprint,
+    check_rows,
+    check_same_space,
+    distinct_rows,
+    normalize,
+)
 from nestling.core.progress import Progress, silent
 from nestling.data import Corpus, read_vectors
 from nestling.encode import Encoder, VectorFolder, embed, open_encoder, truncation_notes
@@ -18,10 +25,6 @@ ONE_HELD_OUT_IN = 5
 
 FEWEST_HELD_OUT = 50
 MOST_HELD_OUT = 2_000
-
-EQUAL_STEP = 1e-3
-"""Unit rows that are equal to so much in every coordinate count as one: rounding is far finer, and
-texts that differ are further apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +203,7 @@ def draw_sample(
         drawn = np.asarray(source.vectors[places], dtype=np.float32)
         keep = check_rows(drawn, [source.ids[place] for place in places], policy=bad_rows)
         num_dropped += int((~keep).sum())
-        unit = _distinct(np.concatenate([unit, normalize(drawn[keep])]))
+        unit = distinct_rows(np.concatenate([unit, normalize(drawn[keep])]))
         if len(unit) >= sample_rows:
             break
     if len(unit) > sample_rows:
@@ -233,14 +236,6 @@ def _in_parts(order: Int[np.ndarray, " rows"], size: int) -> Iterator[Int[np.nda
     for start in range(0, len(order), size):
         # Ascending, so that a memory-mapped file is read from front to back.
         yield np.sort(order[start : start + size])
-
-
-def _distinct(unit: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "distinct dim"]:
-    """Return each unit row once, in the order of their first places."""
-    steps = np.rint(unit / EQUAL_STEP).astype(np.int16)
-    as_bytes = steps.view(np.dtype((np.void, steps.shape[1] * steps.itemsize)))[:, 0]
-    _, first_places = np.unique(as_bytes, return_index=True)
-    return unit[np.sort(first_places)]
 
 
 def _check_enough(num_distinct: int, source: FitSource, *, widest_dim: int, needed: int) -> None:
