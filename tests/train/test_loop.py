@@ -10,7 +10,7 @@ from torch import nn, optim
 
 from nestling.core.files import read_json
 from nestling.errors import DimensionError, TrainingError, WriteError
-from nestling.search.folder import locked
+from nestling.core.locks import locked
 from nestling.train.job import LoopOptions
 from nestling.train.loop import fit
 from nestling.train.losses.nesting import LossValue

@@ -26,10 +26,11 @@ from nestling.train.loop import fit
 from nestling.train.losses import LossValue
 from nestling.train.losses.nested_cross_entropy import NestedCrossEntropy
 from nestling.train.model_card import Quality
-from nestling.train.model_folder import CHECKPOINT_FOLDER, process_state, training_folder
+from nestling.train.model_folder import CHECKPOINT_FOLDER, training_folder
 from nestling.train.models.classifier import NestedClassifier, as_tensor
 from nestling.train.models.nested_head import NestedHead
 from nestling.train.models.resnet import ResNetShape, SmallResNet
+from nestling.train.processes import process_state
 from nestling.train.record import TrainingRecord
 
 HEAD_RATE_FACTOR = 10.0

@@ -24,10 +24,11 @@ from nestling.core.dims import check_nesting_dims
 from nestling.core.files import naming_write_errors
 from nestling.core.progress import Progress, silent
 from nestling.errors import TrainingError
-from nestling.search.folder import locked
+from nestling.core.locks import locked
 from nestling.train.checkpoints import Checkpoint, Checkpoints
 from nestling.train.job import LoopOptions, TrainingJob, check_early_stopping
 from nestling.train.losses.nesting import LossValue
+from nestling.train.processes import leave_group_at_exit
 from nestling.train.randomness import (
     giving_generators_back,
     read_generators,
@@ -89,6 +90,7 @@ def fit(
         mixed_precision="no",  # the loop has its own autocast, which leaves the module as it is
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    leave_group_at_exit()
     _check(job, options, accelerator.num_processes)
     folder = checkpoint_folder.resolve()
     with _one_writer(folder, accelerator), giving_generators_back(accelerator.device):

@@ -5,13 +5,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator, PartialState
-
 from nestling.core.files import naming_write_errors
 from nestling.encode.nest import open_unstamped
 from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
 from nestling.errors import WriteError
-from nestling.search.folder import locked
+from nestling.core.locks import locked
+from nestling.train.processes import process_state
 
 CHECKPOINT_FOLDER = "checkpoints"
 """Below the model folder, until the model is finished."""
@@ -41,15 +40,6 @@ def training_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
             stack.enter_context(locked(out.resolve()))
         state.wait_for_everyone()
         yield
-
-
-def process_state() -> PartialState:
-    """Return which process of how many this is, as the loop will see it.
-
-    Asked alone, `PartialState` does not read ACCELERATE_USE_CPU and takes every process for the only one.
-    """
-    Accelerator(mixed_precision="no")
-    return PartialState()
 
 
 def start_replacing(out: Path) -> None:

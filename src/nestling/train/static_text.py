@@ -30,7 +30,7 @@ from nestling.train.losses.nested_info_nce import NestedInfoNCE
 from nestling.train.losses.self_distillation import SelfDistillation
 from nestling.train.losses.spread_out import SpreadOut
 from nestling.train.model_card import Quality
-from nestling.train.model_folder import CHECKPOINT_FOLDER, process_state, training_folder
+from nestling.train.model_folder import CHECKPOINT_FOLDER, training_folder
 from nestling.train.models.static_text import (
     DEFAULT_VOCABULARY,
     Bags,
@@ -39,6 +39,7 @@ from nestling.train.models.static_text import (
     start_table,
     train_tokenizer,
 )
+from nestling.train.processes import process_state
 from nestling.train.record import TrainingRecord
 from nestling.train.static_folder import save_static
 

@@ -35,11 +35,11 @@ from nestling.train.losses.spread_out import SpreadOut
 from nestling.train.model_card import write_model_card
 from nestling.train.model_folder import (
     CHECKPOINT_FOLDER,
-    process_state,
     stamp,
     start_replacing,
     training_folder,
 )
+from nestling.train.processes import process_state
 from nestling.train.randomness import giving_generators_back
 from nestling.train.record import TrainingRecord
 from nestling.train.sentence_transformers.loss import SentenceTransformersLoss
