@@ -61,6 +61,19 @@ def test_codes_nest(codec_class: type[ScalarCodec], drawn: tuple[np.ndarray, lis
     np.testing.assert_array_equal(unpack_signs(pack_signs(vectors), dim), signs[:, :dim])
 
 
+@pytest.mark.parametrize("codec_class", CODECS.values())
+def test_scales_nest_to_the_bit(codec_class: type[ScalarCodec]) -> None:
+    for seed in range(300):  # float32 sums and powers broke it once in 200
+        generator = np.random.default_rng(seed)
+        num_rows, width = int(generator.integers(1, 40)), int(generator.integers(2, 40))
+        rows = generator.standard_normal((num_rows, width))
+        vectors = (rows * np.exp(4.0 * generator.standard_normal(width))).astype(np.float32)
+        scale = codec_class.calibrate(vectors).scale
+        for dim in {1, 2, max(1, width // 2)}:
+            prefix = np.ascontiguousarray(vectors[:, :dim])
+            np.testing.assert_array_equal(codec_class.calibrate(prefix).scale, scale[:dim])
+
+
 @given(vectors_and_dims())
 def test_packed_int4_codes_nest(drawn: tuple[np.ndarray, list[int]]) -> None:
     vectors, dims = drawn

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import ClassVar, TypeVar, final
 
 import numpy as np
-from jaxtyping import Float, Float32, Int8, UInt8
+from jaxtyping import Float, Float32, Float64, Int8, UInt8
 
 from nestling.errors import VectorError
 
@@ -154,19 +154,22 @@ class Int4Codec(ScalarCodec):
             return largest
         # In units of the largest magnitude, so that no square vanishes.
         magnitudes /= np.where(largest == 0.0, np.float32(1.0), largest)
-        spread = np.sqrt(np.square(magnitudes).mean(axis=0))
+        # In float64: NumPy's float32 sums and powers differ in their last bits with the number of
+        # columns, and the scale of a prefix must be the prefix of the scale.
+        spread = np.sqrt(np.square(magnitudes).mean(axis=0, dtype=np.float64))
         spread[largest == 0.0] = 1.0
         scales = np.geomspace(spread, np.ones_like(spread), NUM_RANGES) / cls.largest_code
-        errors = [cls._squared_error(magnitudes, scale) for scale in scales.astype(np.float32)]
+        scales = scales.astype(np.float32)
+        errors = [cls._squared_error(magnitudes, scale) for scale in scales]
         best = np.argmin(errors, axis=0)
-        return np.take_along_axis(scales, best[None], axis=0)[0].astype(np.float32) * largest
+        return np.take_along_axis(scales, best[None], axis=0)[0] * largest
 
     @classmethod
     def _squared_error(
         cls, magnitudes: Float32[np.ndarray, "rows dim"], scale: Float32[np.ndarray, " dim"]
-    ) -> Float32[np.ndarray, " dim"]:
+    ) -> Float64[np.ndarray, " dim"]:
         codes = np.minimum(np.rint(magnitudes / scale), cls.largest_code)
-        return np.square(codes * scale - magnitudes).sum(axis=0)
+        return np.square(codes * scale - magnitudes).sum(axis=0, dtype=np.float64)
 
 
 CODECS: Mapping[Dtype, type[ScalarCodec]] = {Dtype.INT8: Int8Codec, Dtype.INT4: Int4Codec}
