@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from nestling.core.files import naming_write_errors, read_json, write_atomically, write_json
+from nestling.core.files import (
+    make_folder,
+    naming_write_errors,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from nestling.errors import FormatError, WriteError
 
 
@@ -85,3 +91,18 @@ def test_what_cannot_be_read_as_json_is_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(FormatError, match=r"bad\.json is not a JSON file: .*Make it again"):
             read_json(tmp_path / "bad.json")
+
+
+def test_every_folder_above_a_new_one_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    make_folder(tmp_path / "a/b/c")
+    assert flushed == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
