@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "fastapi", "ray", "sentence_transformers", "onnxruntime", "httpx", "pyarrow")
+HEAVY = (
+    "torch",
+    "fastapi",
+    "ray",
+    "sentence_transformers",
+    "onnxruntime",
+    "httpx",
+    "pyarrow",
+    "faiss",
+    "svs",
+)
 ROOMS = (
     "nestling",
     "nestling.core",

@@ -12,6 +12,7 @@ ROOMS = (
     "encode",
     "search",
     "measure",
+    "measure.planner",
     "train",
     "train.adapter",
     "train.losses",

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from nestling.core import Dtype, Space, check_dim
 from nestling.core.files import read_json, write_json
 from nestling.errors import DimensionError, FormatError
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+"""Version 1 knew no engines: it reads as the exact scan of the head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +36,46 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """What finds the candidates of the first stage.
+
+    Attributes:
+        name: As in the table of engines.
+        build: Settings that shape its files; those left out take their defaults.
+        search: Settings of a query, likewise.
+    """
+
+    name: str = "flat"
+    build: Mapping[str, int] = field(default_factory=dict)
+    search: Mapping[str, int] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return the engine in words, e.g. "graph (degree 32; window 64)"."""
+        parts = [
+            ", ".join(f"{name} {value}" for name, value in settings.items())
+            for settings in (self.build, self.search)
+            if settings
+        ]
+        return f"{self.name} ({'; '.join(parts)})" if parts else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A chain of stages; the first scans the head tier, each later one re-scores a shortlist.
+    """A chain of stages; the first searches the head tier, each later one re-scores a shortlist.
 
     Attributes:
         stages: At least one. Widths never shrink along the chain, and shortlists never grow.
         embed_dim: Full width of the vectors the plan is for.
         space: The space the evidence was measured in, or None for a plan written by hand.
         evidence: Verdict and numbers behind the choice, as `choose` wrote them; empty if by hand.
+        engine: What searches the head tier.
     """
 
     stages: tuple[Stage, ...]
     embed_dim: int
     space: Space | None
     evidence: Mapping[str, Any]
+    engine: EngineChoice = EngineChoice()
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -73,12 +100,16 @@ class Plan:
 
     @property
     def head(self) -> Stage:
-        """The stage that scans every document."""
+        """The stage that searches all documents."""
         return self.stages[0]
 
     def describe(self) -> str:
-        """Return the funnel in words, e.g. "64-d int8, keep 100 -> 256-d float32"."""
-        return " -> ".join(stage.describe() for stage in self.stages)
+        """Return the funnel in words, e.g. "graph: 64-d int8, keep 100 -> 256-d float32".
+
+        The exact scan, which needs no settings, is not named.
+        """
+        stages = " -> ".join(stage.describe() for stage in self.stages)
+        return stages if self.engine == EngineChoice() else f"{self.engine.describe()}: {stages}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads back."""
@@ -86,6 +117,11 @@ class Plan:
             "plan_version": PLAN_VERSION,
             "embed_dim": self.embed_dim,
             "stages": [asdict(stage) for stage in self.stages],
+            "engine": {
+                "name": self.engine.name,
+                "build": dict(self.engine.build),
+                "search": dict(self.engine.search),
+            },
             "space": None if self.space is None else asdict(self.space),
             "evidence": dict(self.evidence),
         }
@@ -111,12 +147,20 @@ class Plan:
                 )
                 for stage, size in ((each, each["shortlist_size"]) for each in data["stages"])
             )
+            engine = EngineChoice()
+            if data["plan_version"] > 1:
+                engine = EngineChoice(
+                    name=str(data["engine"]["name"]),
+                    build=_whole_numbers(data["engine"]["build"]),
+                    search=_whole_numbers(data["engine"]["search"]),
+                )
             space = None if data["space"] is None else Space(**data["space"])
             return cls(
                 stages=stages,
                 embed_dim=operator.index(data["embed_dim"]),
                 space=space,
                 evidence=dict(data["evidence"]),
+                engine=engine,
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError | DimensionError):
@@ -141,3 +185,7 @@ class Plan:
             return cls.from_json(data)
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from error
+
+
+def _whole_numbers(settings: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): operator.index(value) for name, value in settings.items()}
