@@ -22,7 +22,7 @@ from nestling.measure.cuts import (
     sample_rows,
     take_signs,
 )
-from nestling.search import derive_tier, open_tier
+from nestling.search import derive_tier
 from nestling.search.engines.flat import FlatEngine
 
 DIMS = (8, 16, 64)
@@ -155,17 +155,16 @@ def test_rotated_binary_takes_signs_inside_the_prefix(family, nested_vectors, ne
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in Dtype if dtype is not Dtype.FLOAT16])
 @pytest.mark.parametrize("dim", [8, 15, 64])
-def test_a_cut_scores_as_a_tier_does(tmp_path, nested_vectors, nested_queries, dtype, dim):
+def test_a_cut_scores_as_a_tier_does(nested_vectors, nested_queries, dtype, dim):
     dims = tuple(sorted({dim, 64}))
     cuts = make_cuts(nested_vectors[:99], dims=dims, dtypes=[dtype], seed=0, corpus=nested_vectors)
     (cut,) = [
         cut for cut in cuts if (cut.family, cut.dtype) == ("prefix", dtype) and dim in cut.dims
     ]
     measured = cosine_scores(cut.query_side(nested_queries), cut.corpus_side(nested_vectors), dim)
-    derive_tier(nested_vectors, tmp_path, dim=dim, dtype=dtype)
-    found = FlatEngine.build(open_tier(nested_vectors, tmp_path, dim=dim, dtype=dtype)).search(
-        nested_queries, 50
-    )
+    tier = derive_tier(nested_vectors, dim=dim, dtype=dtype)
+    engine = FlatEngine.build(tier, nested_vectors, settings={})
+    found = engine.search(nested_queries, 50, settings={}).best
     np.testing.assert_allclose(
         found.scores, np.take_along_axis(measured, found.rows, axis=1), atol=1e-6
     )

@@ -6,36 +6,36 @@ and multiplied by what turns codes into values), and then
 
     cosine(query, row) = folded_query . codes[row] / norms[row]
 
-where rows without `norms` are of length 1 already (float, and signs once folded). A rotated binary
-tier holds signs of rotated prefixes, so its queries are rotated alike.
+where rows without `norms` are of length 1 already (float, and signs once folded), or raw, so that
+their norms are taken when they are scored. A rotated binary tier holds signs of rotated prefixes, so
+its queries are rotated alike.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int8, UInt8
+from jaxtyping import Float, Float32, Int8, Int64, UInt8
 
 from nestling.core import (
     CODECS,
     Dtype,
+    Projection,
     bytes_per_vector,
     check_dim,
     pack_nibbles,
     pack_signs,
     random_rotation,
-    rotate_prefix,
     take_prefix,
 )
-from nestling.core.progress import Progress, silent
-from nestling.search.rowfile import NOTHING, FileState, RowWriter, read_rows, rows_per_chunk
+from nestling.search.rowfile import CheckedRows
 from nestling.search.unpack import spread_nibbles, spread_signs, widen_float16
 
 CODES = "codes.bin"
 NORMS = "norms.bin"
 SCALE = "scale.bin"
+ROTATION = "rotation.bin"
 
 Codes = (
     Float[np.ndarray, "rows dim"] | Int8[np.ndarray, "rows dim"] | UInt8[np.ndarray, "rows packed"]
@@ -54,6 +54,8 @@ STORED_AS: Mapping[Dtype, Any] = {
 SIGNS = (Dtype.BINARY, Dtype.ROTATED_BINARY)
 NORM_BYTES = 4
 
+_NO_SCALE = np.empty(0, dtype=np.float32)
+
 
 class TierRows(NamedTuple):
     """Rows in a tier's format.
@@ -70,17 +72,23 @@ class TierRows(NamedTuple):
     num_clipped: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tier:
     """Rows of one width in one format, ready to be scanned.
 
     Attributes:
         dim: Prefix width.
         dtype: Number format.
-        codes: Float rows, int8 codes of the raw coordinates, packed int4 codes, or packed signs.
+        codes: Float rows, int8 codes of the raw coordinates, packed int4 codes, or packed signs; in
+            RAM, or mapped.
         norms: Length of each decoded row, 1 where the row is zero, so that it scores 0. Float rows
             have norms only if the tier is borrowed.
         scale: Width of one int8 or int4 step per dimension; None in other formats.
+        rotation: What turns prefixes before their signs are taken; None in other formats. It is
+            stored, because machines may differ in its last bits, and because it takes long to make.
+        checked: Mapped codes, to be checked before they are read; None in RAM.
+        is_raw: Whether the codes are the first coordinates of the stored vectors, which are of any
+            length, and whose norms are not stored.
     """
 
     dim: int
@@ -88,6 +96,9 @@ class Tier:
     codes: Codes
     norms: Float32[np.ndarray, " rows"] | None = None
     scale: Float32[np.ndarray, " dim"] | None = None
+    rotation: Float32[np.ndarray, "dim dim"] | None = None
+    checked: CheckedRows | None = None
+    is_raw: bool = False
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -98,24 +109,65 @@ class Tier:
         return self.norms is not None and self.scale is None
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes that scoring one row reads."""
+        if self.is_raw or self.is_borrowed:
+            norm_bytes = 0 if self.is_raw else NORM_BYTES
+            return self.dim * self.codes.dtype.itemsize + norm_bytes
+        return bytes_per_vector(self.dtype, self.dim)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that the tier adds to the stored full vectors."""
-        return sum(part.nbytes for part in self._parts(self.codes, self.norms).values())
+        codes = 0 if self.is_raw or self.is_borrowed else self.codes.nbytes
+        return codes + (0 if self.norms is None else self.norms.nbytes)
 
     def fold(
         self, queries: Float[np.ndarray, "queries width"]
     ) -> Float32[np.ndarray, "queries dim"]:
-        """Return what to multiply unpacked rows with; `queries` may be wider than the tier."""
-        prefixes = take_prefix(queries.astype(np.float32, copy=False), self.dim, renormalize=True)
-        if self.scale is not None:
-            return prefixes * self.scale
-        if self.dtype is Dtype.ROTATED_BINARY:
-            # Not `rotate_prefix`: a few queries are not worth loading its compiled code for.
-            prefixes = prefixes @ random_rotation(self.dim)
-        return prefixes / np.float32(self.dim**0.5) if self.dtype in SIGNS else prefixes
+        """Return what to multiply unpacked rows with; `queries` may be wider than the tier.
+
+        Raises:
+            DimensionError: If they are narrower.
+        """
+        # Here and not above: numba takes a third of a second to import.
+        from nestling.search._rescore_kernels import fold_queries
+
+        check_dim(self.dim, queries.shape[1])
+        factor = self.dim**-0.5 if self.dtype in SIGNS else 1.0
+        scale = _NO_SCALE if self.scale is None else self.scale.view()
+        scale.flags.writeable = False  # compiled once per kind of array
+        folded = np.empty((len(queries), self.dim), np.float32)
+        rows = np.ascontiguousarray(queries, np.float32).view()
+        rows.flags.writeable = False
+        fold_queries(rows, scale, factor, folded)
+        return folded if self.rotation is None else folded @ self.rotation
+
+    def ensure(self, rows: Int64[np.ndarray, "*places"]) -> None:
+        """Check rows that are about to be read; -1 is passed over.
+
+        Raises:
+            FormatError: If one is damaged; the message names the file.
+        """
+        if self.checked is not None:
+            self.checked.ensure(rows)
+
+    def ensure_span(self, start: int, stop: int) -> None:
+        """Check rows [start, stop) that are about to be read.
+
+        Raises:
+            FormatError: If one is damaged; the message names the file.
+        """
+        if self.checked is not None:
+            self.checked.ensure_span(start, stop)
 
     def unpack(self, start: int, stop: int) -> Float32[np.ndarray, "rows dim"]:
-        """Return rows [start, stop) as float32 codes, which are values only up to `scale`."""
+        """Return rows [start, stop) as float32 codes, which are values only up to `scale`.
+
+        Raises:
+            FormatError: If a row is damaged.
+        """
+        self.ensure_span(start, stop)
         codes = self.codes[start:stop]
         if self.dtype in SIGNS:
             return spread_signs(codes, self.dim)
@@ -126,12 +178,12 @@ class Tier:
         return codes.astype(np.float32, copy=False)
 
     def encode(self, vectors: Float[np.ndarray, "rows full"]) -> TierRows:
-        """Return full-width vectors in this tier's format, with this tier's scale."""
+        """Return full-width vectors in this tier's format, with this tier's scale and rotation."""
         prefixes = vectors[:, : self.dim].astype(np.float32, copy=False)
+        if self.rotation is not None:
+            return TierRows(pack_signs(Projection(self.rotation)(prefixes)), None, 0)
         if self.dtype is Dtype.BINARY:
             return TierRows(pack_signs(prefixes), None, 0)
-        if self.dtype is Dtype.ROTATED_BINARY:
-            return TierRows(pack_signs(rotate_prefix(prefixes, self.dim)), None, 0)
         if self.scale is not None:
             codec = CODECS[self.dtype](self.scale)
             codes, num_clipped = codec.encode(prefixes)
@@ -144,110 +196,95 @@ class Tier:
         unit = take_prefix(prefixes, self.dim, renormalize=True)
         return TierRows(unit.astype(STORED_AS[self.dtype]), None, 0)
 
-    def extended(self, rows: TierRows, vectors: Float[np.ndarray, "rows full"]) -> "Tier":
-        """Return the tier with more rows behind the present ones.
 
-        Args:
-            rows: The new rows, as `encode` returned them.
-            vectors: All stored full vectors, the new ones included: what a borrowed tier shows.
-        """
-        codes = vectors if self.is_borrowed else np.concatenate([self.codes, rows.codes])
-        norms = None if rows.norms is None else np.concatenate([self.norms, rows.norms])
-        return replace(self, codes=codes, norms=norms)
-
-    def append(
-        self, folder: Path, rows: TierRows, files: Mapping[str, FileState]
-    ) -> dict[str, FileState]:
-        """Write rows behind the committed part of the tier's files; return all new states by name."""
-        states = dict(files)
-        for name, part in self._parts(rows.codes, rows.norms).items():
-            with RowWriter(folder / name, files.get(name, NOTHING)) as writer:
-                writer.write(part)
-            states[name] = writer.state
-        return states
-
-    def _parts(
-        self, codes: Codes, norms: Float32[np.ndarray, " rows"] | None
-    ) -> dict[str, np.ndarray]:
-        parts: dict[str, np.ndarray] = {} if self.is_borrowed else {CODES: codes}
-        return parts if norms is None else {**parts, NORMS: norms}
-
-
-def derive_tier(
-    vectors: Float[np.ndarray, "rows full"],
-    folder: Path,
-    *,
+def empty_tier(
+    vector_dtype: Dtype,
+    full_width: int,
     dim: int,
     dtype: Dtype,
-    progress: Progress = silent,
-) -> dict[str, FileState]:
-    """Write the tier of all `vectors` into an existing empty folder, chunk by chunk.
-
-    A float tier of the full width in the format of `vectors` is borrowed: it stores norms, no copy.
-    The int8 scale is calibrated on all rows, the int4 scale on at most 4,096 of them.
+    *,
+    scale: Float32[np.ndarray, " dim"] | None = None,
+    rotation: Float32[np.ndarray, "dim dim"] | None = None,
+) -> Tier:
+    """Return a tier without rows, which says how rows are stored and can encode some.
 
     Args:
-        vectors: Full-width rows, at least one; may be memory-mapped.
-        folder: Where the files go.
+        vector_dtype: Format of the stored vectors. A float tier of their full width in their own
+            format is borrowed: it keeps norms, and shows the vectors themselves.
+        full_width: Of the stored vectors.
         dim: Prefix width.
         dtype: Number format.
-        progress: Counts rows.
+        scale: For int8 and int4, as `calibrated_scale` returns it.
+        rotation: For rotated binary; by default it is drawn, which takes seconds at great widths.
 
-    Returns:
-        What was written, by file name; `open_tier` reads it.
+    Raises:
+        DimensionError: If `dim` is outside [1, full].
+    """
+    check_dim(dim, full_width)
+    stored_as = STORED_AS[dtype]
+    no_norms = np.empty(0, dtype=np.float32)
+    if dim == full_width and dtype is vector_dtype:
+        return Tier(dim=dim, dtype=dtype, codes=np.empty((0, dim), stored_as), norms=no_norms)
+    norms = None if scale is None else no_norms
+    if dtype is Dtype.ROTATED_BINARY and rotation is None:
+        rotation = random_rotation(dim)
+    code_bytes = bytes_per_vector(dtype, dim) - (0 if norms is None else NORM_BYTES)
+    codes = np.empty((0, code_bytes // np.dtype(stored_as).itemsize), stored_as)
+    return Tier(dim=dim, dtype=dtype, codes=codes, norms=norms, scale=scale, rotation=rotation)
+
+
+def raw_tier(
+    vectors: Float[np.ndarray, "rows full"], dim: int, *, checked: CheckedRows | None = None
+) -> Tier:
+    """Return the first coordinates of the stored vectors as a tier; nothing is copied.
+
+    Args:
+        vectors: Float32 or float16 rows.
+        dim: Prefix width.
+        checked: The same vectors, if they are mapped.
 
     Raises:
         DimensionError: If `dim` is outside [1, full].
     """
     check_dim(dim, vectors.shape[1])
-    scale = CODECS[dtype].calibrate(vectors[:, :dim]).scale if dtype in CODECS else None
-    tier = _empty_tier(vectors, dim, dtype, scale)
-    files: dict[str, FileState] = {}
-    if scale is not None:
-        with RowWriter(folder / SCALE) as writer:
-            writer.write(scale)
-        files[SCALE] = writer.state
-    step = rows_per_chunk(vectors.shape[1])
-    for start in range(0, len(vectors), step):
-        chunk = vectors[start : start + step]
-        files = tier.append(folder, tier.encode(chunk), files)
-        progress(f"derive {dim}-d {dtype} tier", start + len(chunk), len(vectors))
-    return files
+    return Tier(
+        dim=dim,
+        dtype=Dtype(vectors.dtype.name),
+        codes=vectors[:, :dim],
+        checked=checked,
+        is_raw=True,
+    )
 
 
-def open_tier(
-    vectors: Float[np.ndarray, "rows full"], folder: Path, *, dim: int, dtype: Dtype
-) -> Tier:
-    """Read the tier that `derive_tier` wrote for (at least) the rows of `vectors`.
+def calibrated_scale(
+    vectors: Float[np.ndarray, "rows full"], dim: int, dtype: Dtype
+) -> Float32[np.ndarray, " dim"] | None:
+    """Return the scale of an int8 tier, fitted to all rows, or of an int4 tier, fitted to 4,096.
 
-    It is read into RAM, but for the codes of a borrowed tier, which stay what `vectors` is.
+    None for other formats.
+
+    Raises:
+        DimensionError: If `dim` is outside [1, full].
     """
-    scale = read_rows(folder / SCALE, (dim,), np.float32) if dtype in CODECS else None
-    tier = _empty_tier(vectors, dim, dtype, scale)
-    codes: Codes = vectors
-    if not tier.is_borrowed:
-        codes = read_rows(folder / CODES, (len(vectors), tier.codes.shape[1]), STORED_AS[dtype])
-    norms = None
-    if tier.norms is not None:
-        norms = read_rows(folder / NORMS, (len(vectors),), np.float32)
-    return replace(tier, codes=codes, norms=norms)
+    check_dim(dim, vectors.shape[1])
+    return CODECS[dtype].calibrate(vectors[:, :dim]).scale if dtype in CODECS else None
 
 
-def _empty_tier(
-    vectors: Float[np.ndarray, "rows full"],
-    dim: int,
-    dtype: Dtype,
-    scale: Float32[np.ndarray, " dim"] | None,
-) -> Tier:
-    no_norms = np.empty(0, dtype=np.float32)
-    full_width = check_dim(dim, vectors.shape[1]) == vectors.shape[1]
-    if full_width and vectors.dtype == STORED_AS[dtype]:
-        return Tier(dim=dim, dtype=dtype, codes=vectors[:0], norms=no_norms)
-    norms = None if scale is None else no_norms
-    code_bytes = bytes_per_vector(dtype, dim) - (0 if norms is None else NORM_BYTES)
-    width = code_bytes // np.dtype(STORED_AS[dtype]).itemsize
-    codes = np.empty((0, width), dtype=STORED_AS[dtype])
-    return Tier(dim=dim, dtype=dtype, codes=codes, norms=norms, scale=scale)
+def derive_tier(vectors: Float[np.ndarray, "rows full"], *, dim: int, dtype: Dtype) -> Tier:
+    """Return the tier of all `vectors`, in RAM.
+
+    Args:
+        vectors: Full-width rows, at least one.
+        dim: Prefix width.
+        dtype: Number format.
+
+    Raises:
+        DimensionError: If `dim` is outside [1, full].
+    """
+    scale = calibrated_scale(vectors, dim, dtype)
+    tier = empty_tier(Dtype(vectors.dtype.name), vectors.shape[1], dim, dtype, scale=scale)
+    rows = tier.encode(vectors)
+    return replace(tier, codes=rows.codes, norms=rows.norms)
 
 
 def _lengths(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, " rows"]:
