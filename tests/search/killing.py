@@ -1,8 +1,8 @@
 """Run by `test_kill.py` in a process of its own: kills writers and looks at what they leave.
 
-A writer is forked, and killed by signal 9 either just before its n-th flush, rename or removal, for
-every n until it gets through, or at random moments. What is left must open, verify, and equal the
-state before or after the write. Prints how many writers were killed.
+A writer is forked, and killed by signal 9 either just before its n-th flush, rename, removal, cut or
+commit, for every n until it gets through, or at random moments. What is left must open, verify, and
+equal a model in memory before or after the change. Prints how many writers were killed.
 """
 
 import itertools
@@ -10,29 +10,34 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestling.core import Dtype
 from nestling.search import Index
-from tests.search.support import (
-    build_index,
-    corpus_of,
-    fingerprint_of,
-    found,
-    make_folder,
-    plan_of,
-    random_rows,
+from nestling.search.rowfile import RowWriter
+from tests.search.support import build_index, contents, corpus_of, make_folder, random_rows
+from tests.search.workload import (
+    CODES,
+    FLAT,
+    GRAPH,
+    SIGNS,
+    WIDTH,
+    Model,
+    Step,
+    add_step,
+    delete_step,
+    start,
+    steps,
 )
 
-WIDTH = 32
-ROWS = random_rows(160, WIDTH)
-QUERIES = random_rows(3, WIDTH, seed=1)
-PLAN = plan_of(WIDTH, (16, Dtype.FLOAT16, 40), (WIDTH, Dtype.FLOAT32, None))
-BATCH = 2
+NUM_ROWS = 30
+NUM_RANDOM = 170
+NUM_SEEN = 40
+MOST_CHANGES = 2000
 
 
 def fork(job: Callable[[], None]) -> int:
@@ -50,20 +55,34 @@ def fork(job: Callable[[], None]) -> int:
 def die_before(step: int) -> None:
     left = step
 
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            count()
             return function(*args, **options)
 
         return wrapper
 
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, *args: Any) -> Any:
+            if statement in ("COMMIT", "BEGIN IMMEDIATE"):
+                count()
+            return super().execute(statement, *args)
+
     os.fsync = counted(os.fsync)
+    os.unlink = counted(os.unlink)
+    os.rmdir = counted(os.rmdir)
     shutil.rmtree = counted(shutil.rmtree)  # type: ignore[assignment]
-    for name in ("rename", "replace", "unlink"):
+    RowWriter.__init__ = counted(RowWriter.__init__)  # type: ignore[method-assign]
+    for name in ("rename", "replace", "unlink", "mkdir"):
         setattr(Path, name, counted(getattr(Path, name)))
+    connect = sqlite3.connect
+    sqlite3.connect = lambda *args, **options: connect(*args, factory=Connection, **options)  # type: ignore[assignment]
 
 
 def kill_at_every_step(job: Callable[[], None], check: Callable[[], None]) -> int:
@@ -80,31 +99,32 @@ def kill_at_every_step(job: Callable[[], None], check: Callable[[], None]) -> in
     raise AssertionError
 
 
-def hits_of(path: Path) -> list[list[tuple[str, float]]]:
+def check_holds(path: Path, allowed: Sequence[Model]) -> Model:
+    """Open what a dead writer left, and return which of the models it holds."""
     with Index.open(path) as index:
         index.verify()
-        return found(index, QUERIES, 10)
-
-
-def expect(path: Path, allowed: Sequence[Any]) -> None:
-    state = hits_of(path)
-    assert state in allowed, f"{path} holds neither the old nor the new state"
+        found = contents(index)
+    held = [model for model in allowed if model == found]
+    assert held, f"{path} holds none of {len(allowed)} states"
+    return held[0]
 
 
 def build(folder: Path) -> int:
-    vectors = make_folder(folder / "vectors", ROWS)
+    rows = random_rows(NUM_ROWS, WIDTH)
+    vectors = make_folder(folder / "vectors", rows)
     path = folder / "index"
 
     def job() -> None:
-        Index.build(path, vectors, corpus_of(160), plan=PLAN).close()
+        Index.build(path, vectors, corpus_of(NUM_ROWS), plan=CODES).close()
 
     job()
-    after = hits_of(path)
+    with Index.open(path) as index:
+        after = contents(index)
     shutil.rmtree(path)
 
     def check() -> None:
         if path.exists():
-            expect(path, [after])
+            check_holds(path, [after])
             shutil.rmtree(path)
 
     return kill_at_every_step(job, check)
@@ -112,123 +132,202 @@ def build(folder: Path) -> int:
 
 def overwrite(folder: Path) -> int:
     path = folder / "index"
-    build_index(path, ROWS[:100], plan=PLAN).close()
-    before = hits_of(path)
-    vectors = make_folder(folder / "vectors", ROWS)
-    build_index(folder / "other", ROWS, plan=PLAN).close()
-    after = hits_of(folder / "other")
-    old = make_folder(folder / "old-vectors", ROWS[:100])
+    before = start(path, 20, CODES)
+    vectors = make_folder(folder / "vectors", random_rows(NUM_ROWS, WIDTH))
+    build_index(folder / "other", random_rows(NUM_ROWS, WIDTH), plan=GRAPH).close()
+    with Index.open(folder / "other") as index:
+        after = contents(index)
+    shutil.copytree(path, folder / "pristine")
 
     def job() -> None:
-        Index.build(path, vectors, corpus_of(160), plan=PLAN, overwrite=True).close()
+        Index.build(path, vectors, corpus_of(NUM_ROWS), plan=GRAPH, overwrite=True).close()
 
     def check() -> None:
-        expect(path, [before, after])
-        Index.build(path, old, corpus_of(100), plan=PLAN, overwrite=True).close()
-        assert hits_of(path) == before
-        assert not [entry for entry in folder.iterdir() if entry.name.startswith(".")]
+        check_holds(path, [before, after])
+        job()
+        check_holds(path, [after])
+        check_no_leftovers(path)
+        shutil.rmtree(path)
+        shutil.copytree(folder / "pristine", path)
 
     return kill_at_every_step(job, check)
 
 
-def add(folder: Path) -> int:
+def check_no_leftovers(path: Path) -> None:
+    with Index.open(path) as index:
+        named = {*index.snapshot.manifest.folders, "index.json"}
+        assert {entry.name for entry in path.iterdir()} <= named
+
+
+def change(
+    folder: Path, prepare: Sequence[Callable[[Model], Step]], final: Callable[[Model], Step]
+) -> int:
+    """Kill one change at every step; the next change clears what is left, and nothing is lost."""
     pristine, path = folder / "pristine", folder / "index"
-    build_index(pristine, ROWS[:100], plan=PLAN).close()
-    before = hits_of(pristine)
-    build_index(folder / "other", ROWS, plan=PLAN).close()
-    after = hits_of(folder / "other")
+    model = start(pristine, NUM_ROWS, GRAPH)
+    with Index.open(pristine) as index:
+        for make in prepare:
+            step = make(model)
+            step.apply(index)
+            model = step.model
+    last = final(model)
     shutil.copytree(pristine, path)
 
     def job() -> None:
         with Index.open(path) as index:
-            add_rows(index, 100, 160)
+            last.apply(index)
 
     def check() -> None:
-        expect(path, [before, after])
-        job_after = hits_of(path) == before
-        if job_after:
-            job()
-        assert hits_of(path) == after
+        held = check_holds(path, [model, last.model])
+        with Index.open(path) as index:
+            if held == model:  # the same change meets what is left of it
+                last.apply(index)
+                assert contents(index) == last.model
+            again = add_step(last.model, ["again"], 77)
+            again.apply(index)
+        check_holds(path, [again.model])
+        check_no_leftovers(path)
         shutil.rmtree(path)
         shutil.copytree(pristine, path)
 
     return kill_at_every_step(job, check)
 
 
-def add_rows(index: Index, start: int, stop: int) -> None:
-    corpus = corpus_of(stop - start, start)
-    index.add(
-        ROWS[start:stop],
-        doc_ids=corpus.doc_ids,
-        fingerprint=fingerprint_of(WIDTH),
-        texts=corpus.texts,
-    )
+def _add(model: Model) -> Step:
+    return add_step(model, ["new", "newer"], 1)
 
 
-def add_at_random(folder: Path) -> int:
+def _upsert(model: Model) -> Step:
+    return add_step(model, ["d3", "d5", "newest"], 2)
+
+
+def _delete(model: Model) -> Step:
+    return delete_step(model, ["d1", "d7", "d11"])
+
+
+def add(folder: Path) -> int:
+    return change(folder, [], _add)
+
+
+def upsert(folder: Path) -> int:
+    return change(folder, [_add], _upsert)
+
+
+def delete(folder: Path) -> int:
+    return change(folder, [_add, _upsert], _delete)
+
+
+def compact(folder: Path) -> int:
+    last = Step("compact", lambda index: index.compact(), {})
+    return change(folder, [_add, _upsert, _delete], lambda model: last._replace(model=model))
+
+
+def absorb(folder: Path) -> int:
+    """Compact when there is nothing but a tail that the engine does not know."""
+    last = Step("compact", lambda index: index.compact(), {})
+    return change(folder, [_add], lambda model: last._replace(model=model))
+
+
+def resize(folder: Path) -> int:
+    last = Step("resize", lambda index: index.resize(CODES), {})
+    return change(folder, [_add, _delete], lambda model: last._replace(model=model))
+
+
+def resize_back(folder: Path) -> int:
+    last = Step("resize", lambda index: index.resize(SIGNS), {})
+    return change(folder, [_delete], lambda model: last._replace(model=model))
+
+
+def at_random(folder: Path) -> int:
+    """Kill a writer that changes an index without end at random moments; what it reported is there."""
     generator = random.Random(0)
     path = folder / "index"
-    build_index(path, ROWS[:20], plan=PLAN).close()
+    held = start(path, NUM_ROWS, FLAT)
     num_killed = 0
-    acknowledged = 20
-    while acknowledged < 160:
+    while num_killed < NUM_RANDOM:
         reader, writer = os.pipe()
+        changes = steps(held, seed=num_killed)
 
-        def job(writer: int = writer) -> None:
+        def job(writer: int = writer, changes: Any = changes) -> None:
             with Index.open(path) as index:
-                for start in range(len(index), 160, BATCH):
-                    add_rows(index, start, start + BATCH)
+                for step in changes:
+                    step.apply(index)
                     os.write(writer, b".")
 
         process = fork(job)
         os.close(writer)
-        told = sum(len(os.read(reader, 1)) for _ in range(generator.randrange(8)))
-        time.sleep(generator.uniform(0.0, 0.005))
+        told = sum(len(os.read(reader, 1)) for _ in range(generator.randrange(4)))
+        time.sleep(generator.uniform(0.0, 0.02))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         num_killed += os.WIFSIGNALED(status)
         while content := os.read(reader, 1 << 16):
             told += len(content)
         os.close(reader)
-        acknowledged += told * BATCH
-        with Index.open(path) as index:
-            # At most the batch that was never acknowledged may be there beyond the others.
-            assert len(index) in (acknowledged, acknowledged + BATCH)
-            acknowledged = len(index)
-            index.verify()
-            hits = index.search(ROWS[: len(index)], top_k=1)
-            assert [best.doc_id for (best,) in hits] == [f"d{row}" for row in range(len(index))]
+        states = [held, *(step.model for step in itertools.islice(changes, told + 1))]
+        # At most the change that was never acknowledged may be there beyond the others.
+        held = check_holds(path, states[told:])
     return num_killed
 
 
-def read_while_overwritten(folder: Path) -> int:
-    sizes = (60, 160)
-    vectors = [make_folder(folder / str(size), ROWS[:size]) for size in sizes]
+def read_while_written(folder: Path) -> int:
+    """Readers that refresh, and readers that open anew, see one generation while a writer changes it."""
     path = folder / "index"
-    states = []
-    for folder_of_vectors in vectors:
-        Index.build(path, folder_of_vectors, plan=PLAN, overwrite=True).close()
-        states.append(hits_of(path))
+    begun = start(path, NUM_ROWS, FLAT)
 
-    def job() -> None:
-        for folder_of_vectors in itertools.cycle(vectors):
-            Index.build(path, folder_of_vectors, plan=PLAN, overwrite=True).close()
+    def write() -> None:
+        with Index.open(path) as index:
+            for step in steps(begun):
+                step.apply(index)
 
-    process = fork(job)
-    seen: list[list[list[tuple[str, float]]]] = []
+    def read(refreshes: bool) -> None:
+        changes = steps(begun)
+        model = begun
+        seen: set[int] = set()
+        index = Index.open(path)
+        while len(seen) < NUM_SEEN:
+            if refreshes:
+                index.refresh()
+            else:
+                index.close()
+                index = Index.open(path)
+            found = contents(index)
+            # What is seen is the model after this change or a later one, whole.
+            for step in itertools.islice(changes, MOST_CHANGES if found != model else 0):
+                model = step.model
+                if found == model:
+                    break
+            assert found == model
+            seen.add(index.generation)
+
+    writer = fork(write)
     try:
-        while len(seen) < 300 or not all(state in seen for state in states):
-            with Index.open(path) as index:
-                seen.append(found(index, QUERIES, 10))
+        readers = [fork(lambda kind=kind: read(kind)) for kind in (True, False)]  # type: ignore[misc]
+        for reader in readers:
+            _, status = os.waitpid(reader, 0)
+            assert os.WIFEXITED(status)
+            assert os.WEXITSTATUS(status) == 0
     finally:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    assert all(state in states for state in seen)
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
     return 1
 
 
 SCENARIOS = {
-    job.__name__: job for job in (build, overwrite, add, add_at_random, read_while_overwritten)
+    job.__name__: job
+    for job in (
+        build,
+        overwrite,
+        add,
+        upsert,
+        delete,
+        compact,
+        absorb,
+        resize,
+        resize_back,
+        at_random,
+        read_while_written,
+    )
 }
 
 if __name__ == "__main__":

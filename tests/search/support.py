@@ -1,7 +1,11 @@
 """Small vector folders, made through the public door with an encoder that looks rows up."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,8 +13,7 @@ from nestling.core import Dtype, Fingerprint, Space, normalize
 from nestling.data.types import Corpus, Inputs
 from nestling.encode import VectorFolder, encode_corpus
 from nestling.encode.protocol import Role
-from nestling.search import Plan, Stage
-from nestling.search.index import Index
+from nestling.search import EngineChoice, Index, Plan, Stage
 
 DTYPES = tuple(Dtype)
 
@@ -66,8 +69,9 @@ def build_index(
     return Index.build(path, folder, corpus_of(len(rows)), plan=plan, overwrite=overwrite)
 
 
-def plan_of(embed_dim: int, *stages: tuple[int, Dtype, int | None]) -> Plan:
+def plan_of(embed_dim: int, *stages: tuple[int, Dtype, int | None], engine: str = "flat") -> Plan:
     return Plan(
+        engine=EngineChoice(name=engine),
         stages=tuple(
             Stage(dim=dim, dtype=dtype, shortlist_size=size) for dim, dtype, size in stages
         ),
@@ -94,3 +98,48 @@ def found(index: Index, queries: np.ndarray, top_k: int) -> list[list[tuple[str,
     return [
         [(hit.doc_id, hit.score) for hit in hits] for hits in index.search(queries, top_k=top_k)
     ]
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in RAM where there is one: flushing there costs nothing."""
+    memory = Path("/dev/shm")  # noqa: S108
+    is_there = memory.is_dir() and os.access(memory, os.W_OK)
+    with TemporaryDirectory(dir=memory if is_there else None) as folder:
+        yield Path(folder)
+
+
+class Document(NamedTuple):
+    """What a model of an index in memory knows of a document."""
+
+    vector: bytes
+    text: str | None
+    metadata: Mapping[str, Any] | None
+
+
+def contents(index: Index) -> dict[str, Document]:
+    """All documents of an index, as a search for all of them finds them."""
+    if len(index) == 0:
+        return {}
+    query = np.ones((1, index.fingerprint.space.embed_dim), np.float32)
+    found = index.explain(query, top_k=len(index) + 5)
+    (hits,) = index.search(query, top_k=len(index) + 5)
+    rows = found.rows[found.rows >= 0]
+    assert index.doc_ids(rows) == [hit.doc_id for hit in hits]
+    vectors = index.snapshot.vectors
+    vectors.ensure(rows)
+    documents = {
+        hit.doc_id: Document(vectors.rows[row].tobytes(), hit.text, hit.metadata)
+        for row, hit in zip(rows.tolist(), hits, strict=True)
+    }
+    assert len(documents) == len(hits) == len(index)
+    return documents
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The content of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,10 +1,5 @@
-import errno
 import itertools
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ from nestling.errors import (
     WriteError,
 )
 from nestling.search import Added, Index, Plan, Stage
+from nestling.search.opened import FILTERS_KEPT
 from tests.search.support import (
     build_index,
     corpus_of,
@@ -35,6 +31,8 @@ from tests.search.support import (
     make_folder,
     plan_of,
     random_rows,
+    scratch_folder,
+    tree,
 )
 
 WIDTH = 32
@@ -63,14 +61,6 @@ def add_rows(index: Index, rows: np.ndarray, first_row: int) -> Added:
         texts=corpus.texts,
         metadata=corpus.metadata,
     )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.FLOAT16])
@@ -120,12 +110,14 @@ UNCALIBRATED = {name: plan for name, plan in PLANS.items() if name not in ("funn
 
 
 @pytest.mark.parametrize("plan", UNCALIBRATED.values(), ids=UNCALIBRATED)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(cuts=st.lists(st.integers(1, 119), max_size=4, unique=True))
-def test_added_in_pieces_finds_what_was_built_at_once(
-    tmp_path_factory: pytest.TempPathFactory, plan: Plan | None, cuts: list[int]
-) -> None:
-    folder = tmp_path_factory.mktemp("pieces")
+def test_added_in_pieces_finds_what_was_built_at_once(plan: Plan | None, cuts: list[int]) -> None:
+    with scratch_folder() as folder:
+        check_pieces(folder, plan, cuts)
+
+
+def check_pieces(folder: Path, plan: Plan | None, cuts: list[int]) -> None:
     edges = [*sorted(cuts), 120]
     with build_index(folder / "whole", ROWS, plan=plan) as whole:
         expected = found(whole, QUERIES, 15)
@@ -138,18 +130,18 @@ def test_added_in_pieces_finds_what_was_built_at_once(
     with Index.open(folder / "pieces") as opened:
         assert found(opened, QUERIES, 15) == expected
         opened.verify()
-    for name in ("full/vectors.bin", "head-1/codes.bin", "head-1/norms.bin"):
-        one, other = folder / "whole" / name, folder / "pieces" / name
-        assert one.exists() == other.exists()
-        assert not one.exists() or one.read_bytes() == other.read_bytes()
+    one, other = tree(folder / "whole"), tree(folder / "pieces")
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"index.json", "rows-1/catalogue.sqlite"}:
+        assert one[name] == other[name]
 
 
 def test_int8_keeps_its_scale_and_counts_what_it_clips(tmp_path: Path) -> None:
     with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
-        scale = (tmp_path / "index/head-1/scale.bin").read_bytes()
+        scale = (tmp_path / "index/tier-1-8-int8/scale.bin").read_bytes()
         assert add_rows(index, 0.1 * ROWS[:3], 200) == Added(3, 0)
         assert add_rows(index, 100.0 * np.abs(ROWS[:2]), 300) == Added(2, 16)
-        assert (tmp_path / "index/head-1/scale.bin").read_bytes() == scale
+        assert (tmp_path / "index/tier-1-8-int8/scale.bin").read_bytes() == scale
         ((hit, *_),) = index.search(np.abs(ROWS[:1]), top_k=3)
         assert hit.doc_id == "d300"
         index.verify()
@@ -157,10 +149,10 @@ def test_int8_keeps_its_scale_and_counts_what_it_clips(tmp_path: Path) -> None:
 
 def test_int4_keeps_its_scale_and_finds_what_was_added(tmp_path: Path) -> None:
     with build_index(tmp_path / "index", ROWS[:100], plan=PLANS["int4"]) as index:
-        scale = (tmp_path / "index/head-1/scale.bin").read_bytes()
+        scale = (tmp_path / "index/tier-1-15-int4/scale.bin").read_bytes()
         assert add_rows(index, ROWS[100:], 100) == Added(20, 0)
         assert add_rows(index, 100.0 * np.abs(ROWS[:2]), 300) == Added(2, 0)
-        assert (tmp_path / "index/head-1/scale.bin").read_bytes() == scale
+        assert (tmp_path / "index/tier-1-15-int4/scale.bin").read_bytes() == scale
         assert index.head_bytes == 122 * (8 + 4)
         hits = index.search(ROWS[100:], top_k=1)
         assert [best[0].doc_id for best in hits] == [f"d{row}" for row in range(100, 120)]
@@ -227,7 +219,8 @@ def test_what_was_never_acknowledged_is_ignored_and_cut_off(tmp_path: Path) -> N
     again = tree(tmp_path / "index")
     assert again.keys() == grown.keys()
     assert again["index.json"] == grown["index.json"]
-    assert again["full/vectors.bin"] == grown["full/vectors.bin"]
+    for name in grown.keys() - {"rows-1/catalogue.sqlite"}:
+        assert again[name] == grown[name]
 
 
 def test_only_the_documents_that_have_vectors_are_taken(tmp_path: Path) -> None:
@@ -284,6 +277,147 @@ def test_several_threads_may_search(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as threads:
             results = list(threads.map(lambda _: found(index, QUERIES, 10), range(100)))
         assert all(result == expected for result in results)
+
+
+def test_pages_join(tmp_path: Path) -> None:
+    for name, plan in PLANS.items():
+        with build_index(tmp_path / name, ROWS, plan=plan) as index:
+            whole = index.search(QUERIES, top_k=120)
+            for offset in (0, 7, 40, 99):
+                pages = index.search(QUERIES, top_k=13, offset=offset)
+                assert pages == [hits[offset : offset + 13] for hits in whole]
+            assert index.search(QUERIES, top_k=3, offset=120) == [[]] * 5
+
+
+def test_a_filter_finds_what_there_is(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
+        hits = index.search(QUERIES, where="number in (3, 50, 117)", top_k=5)
+        assert [{hit.doc_id for hit in found} for found in hits] == [{"d3", "d50", "d117"}] * 5
+        assert index.search(QUERIES, where="number > 500") == [[]] * 5
+        index.delete(["d50"])
+        hits = index.search(QUERIES, where="number in (3, 50, 117)", top_k=5)
+        assert [{hit.doc_id for hit in found} for found in hits] == [{"d3", "d117"}] * 5
+        for number in range(2 * FILTERS_KEPT):  # more than are kept
+            ((hit,),) = index.search(QUERIES[:1], where=f"number == {number}")
+            assert hit.doc_id == f"d{number}"
+        with pytest.raises(DataError, match="`where` must be a filter"):
+            index.search(QUERIES, where="number ==")
+
+
+def test_explain_names_rows_stages_and_the_generation(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
+        index.delete(["d0"])
+        found = index.explain(QUERIES, top_k=4, offset=1)
+        hits = index.search(QUERIES, top_k=4, offset=1)
+        assert found.rows.shape == found.scores.shape == (5, 4)
+        assert [index.doc_ids(rows) for rows in found.rows] == [
+            [hit.doc_id for hit in best] for best in hits
+        ]
+        assert found.trace.generation == 2
+        assert [(stage.dim, stage.dtype) for stage in found.trace.stages] == [
+            (8, Dtype.INT8), (WIDTH, Dtype.FLOAT32)
+        ]  # fmt: skip
+        assert index.explain(QUERIES[:0]).rows.shape == (0, 0)
+
+
+def test_hits_need_not_carry_documents(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
+        whole = index.search(QUERIES)
+        bare = index.search(QUERIES, with_documents=False)
+        assert [[(hit.doc_id, hit.score) for hit in hits] for hits in bare] == [
+            [(hit.doc_id, hit.score) for hit in hits] for hits in whole
+        ]
+        assert {(hit.text, hit.metadata) for hits in bare for hit in hits} == {(None, None)}
+
+
+def test_a_short_query_is_searched_at_its_width(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS, plan=PLANS["three"]) as index:
+        hits = index.search(QUERIES[:, :20], top_k=120)
+        for best, scores in zip(hits, cosine_scores(QUERIES, ROWS, 20), strict=True):
+            rows = [int(hit.doc_id[1:]) for hit in best]
+            np.testing.assert_allclose([hit.score for hit in best], scores[rows], atol=1e-5)
+        with pytest.raises(VectorError, match="8"):
+            index.search(QUERIES[:, :7])
+
+
+def test_an_index_may_lose_all_its_documents_and_get_new_ones(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS[:9], plan=FUNNEL) as index:
+        assert index.delete([f"d{row}" for row in range(9)]) == 9
+        assert len(index) == 0
+        assert index.search(QUERIES) == [[]] * 5
+        assert index.compact()
+        assert (len(index), index.num_rows, index.full_bytes) == (0, 0, 0)
+        assert index.search(QUERIES, where="number > 3") == [[]] * 5
+        with Index.open(index.path) as opened:
+            opened.verify()
+            add_rows(opened, ROWS[:5], 0)
+        assert index.refresh()
+        assert [hits[0].doc_id for hits in index.search(ROWS[:5], top_k=1)] == [
+            f"d{row}" for row in range(5)
+        ]
+        index.resize(FUNNEL)
+        index.verify()
+
+
+def test_refresh_follows_an_index_that_was_replaced(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
+        before = found(index, QUERIES, 5)
+        build_index(tmp_path / "index", ROWS[:50], plan=PLANS["binary"], overwrite=True).close()
+        assert found(index, QUERIES, 5) == before
+        assert index.refresh()
+        assert (len(index), index.plan) == (50, PLANS["binary"])
+        shutil.rmtree(tmp_path / "index")
+        with pytest.raises(FormatError, match="is not an index"):
+            index.refresh()
+        assert len(index) == 50
+        shutil.rmtree(tmp_path / "index-vectors-50")
+        build_index(tmp_path / "index", 2 * ROWS[:50], plan=PLANS["binary"]).close()
+        assert index.refresh()
+        assert index.generation == 1
+        index.verify()
+        rows = index.snapshot.vectors.rows
+        np.testing.assert_array_equal(rows, 2 * ROWS[:50])
+
+
+def test_refresh_knows_another_index_of_the_same_names(tmp_path: Path) -> None:
+    build_index(tmp_path / "other", ROWS[::-1], plan=FUNNEL).close()
+    with build_index(tmp_path / "index", ROWS, plan=FUNNEL) as index:
+        index.search(QUERIES)
+        (tmp_path / "index").rename(tmp_path / "old")
+        (tmp_path / "other").rename(tmp_path / "index")
+        assert index.refresh()
+        with Index.open(tmp_path / "index") as opened:
+            assert found(index, QUERIES, 9) == found(opened, QUERIES, 9)
+            np.testing.assert_array_equal(index.snapshot.vectors.rows, ROWS[::-1])
+            assert index.snapshot.catalogue is not opened.snapshot.catalogue
+
+
+def test_a_writer_and_its_readers_share_what_has_not_changed(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS[:100], plan=FUNNEL) as index:
+        before = index.snapshot
+        add_rows(index, ROWS[100:], 100)
+        after = index.snapshot
+        assert np.shares_memory(before.head.codes, after.head.codes)
+        assert before.catalogue is after.catalogue
+        assert len(before.head) == 100
+        assert len(after.head) == 120
+
+
+def test_threads_may_write_and_search_one_index(tmp_path: Path) -> None:
+    with build_index(tmp_path / "index", ROWS[:60], plan=FUNNEL) as index:
+
+        def work(number: int) -> None:
+            if number % 3 == 0:
+                add_rows(index, ROWS[60 + number : 61 + number], 60 + number)
+            else:
+                (hits,) = index.search(ROWS[:1], top_k=100)
+                assert hits[0].doc_id == "d0"
+                assert len(hits) >= 60
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(60)))
+        assert len(index) == 80
+        index.verify()
 
 
 # Bad input: every refusal says what to do, and changes nothing.
@@ -389,7 +523,7 @@ def test_an_addition_that_memory_cuts_short_is_taken_in_by_the_next(
 
     with build_index(tmp_path / "index", ROWS[:100], plan=FUNNEL) as index:
         with monkeypatch.context() as patch:
-            patch.setattr("nestling.search.tier.Tier.extended", run_out_of_memory)
+            patch.setattr("nestling.search.index.open_newest", run_out_of_memory)
             with pytest.raises(MemoryError):
                 add_rows(index, ROWS[100:110], 100)
         add_rows(index, ROWS[110:], 110)
@@ -452,165 +586,3 @@ def test_texts_that_changed_since_they_were_encoded_are_refused(tmp_path: Path) 
     changed = Corpus(doc_ids=corpus.doc_ids, texts=texts, source="changed")
     with pytest.raises(DataError, match=r"got 1 others: 'd7'\. Encode the corpus again"):
         Index.build(tmp_path / "index", vectors, changed)
-
-
-def full_disk_after(num_flushes: int) -> Callable[[int], None]:
-    left = num_flushes
-
-    def flush(descriptor: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    return flush
-
-
-@pytest.mark.parametrize("num_flushes", range(4))
-def test_a_full_disk_is_named_and_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_flushes: int
-) -> None:
-    with build_index(tmp_path / "index", ROWS[:100], plan=FUNNEL) as index:
-        before = found(index, QUERIES, 10)
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full_disk_after(num_flushes))
-            with pytest.raises(WriteError, match="the disk is full"):
-                add_rows(index, ROWS[100:], 100)
-        assert found(index, QUERIES, 10) == before
-        with Index.open(tmp_path / "index") as reader:
-            reader.verify()
-            assert found(reader, QUERIES, 10) == before
-        assert add_rows(index, ROWS[100:], 100).num_rows == 20
-        index.verify()
-
-
-@pytest.mark.parametrize("num_flushes", range(9))
-def test_a_full_disk_during_a_build_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_flushes: int
-) -> None:
-    vectors = make_folder(tmp_path / "vectors", ROWS)
-    monkeypatch.setattr(os, "fsync", full_disk_after(num_flushes))
-    with pytest.raises(WriteError, match=r"cannot write .*index.*: the disk is full"):
-        Index.build(tmp_path / "index", vectors, corpus_of(120), plan=FUNNEL)
-    assert {path.name for path in tmp_path.iterdir()} == {"vectors"}
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    for path in [tmp_path / "index", *(tmp_path / "index").rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    with Index.open(tmp_path / "index") as index, pytest.raises(WriteError, match="permission"):
-        add_rows(index, ROWS[:1], 500)
-
-
-# Damage: named when the index is opened (sizes) or verified (every byte).
-
-
-def test_a_folder_without_a_manifest_is_not_an_index(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"is not an index: it has no index\.json"):
-        Index.open(tmp_path)
-    with pytest.raises(FormatError, match="is not an index"):
-        Index.open(tmp_path / "nowhere")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["full/vectors.bin", "head-1/codes.bin", "head-1/norms.bin"])
-def test_a_truncated_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    build_index(tmp_path / "index", ROWS, plan=FUNNEL).close()
-    path = tmp_path / "index" / name
-    os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(FormatError, match=rf"{name} must hold [\d,]+ bytes, it has"):
-        Index.open(tmp_path / "index")
-    path.unlink()
-    with pytest.raises(FormatError, match=rf"{name} must hold [\d,]+ bytes, it is missing"):
-        Index.open(tmp_path / "index")
-
-
-def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    (tmp_path / "index/catalogue.sqlite").unlink()
-    with pytest.raises(FormatError, match=r"catalogue\.sqlite"):
-        Index.open(tmp_path / "index")
-    assert not (tmp_path / "index/catalogue.sqlite").exists()
-
-
-FILES = ["full/vectors.bin", "head-1/codes.bin", "head-1/norms.bin", "head-1/scale.bin"]
-
-
-@pytest.fixture(scope="module")
-def small_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
-    with build_index(tmp_path_factory.mktemp("small") / "index", ROWS[:20], plan=FUNNEL) as index:
-        yield index
-
-
-@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_named(small_index: Index, name: str, place: float, bit: int) -> None:
-    path = small_index.path / name
-    content = path.read_bytes()
-    flipped = bytearray(content)
-    flipped[int(place * len(content))] ^= 1 << bit
-    path.write_bytes(flipped)
-    with pytest.raises(FormatError, match=rf"differ from their checksum: {name}\."):
-        small_index.verify()
-    path.write_bytes(content)
-    small_index.verify()
-
-
-def test_a_changed_catalogue_is_named(tmp_path: Path) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    path = tmp_path / "index/catalogue.sqlite"
-    content = path.read_bytes()
-    place = content.index(b"text of document 77")
-    path.write_bytes(content[:place] + b"T" + content[place + 1 :])
-    with Index.open(tmp_path / "index") as index:
-        assert index.search(ROWS[77:78], top_k=1)[0][0].text == "Text of document 77"
-        with pytest.raises(FormatError, match=r"checksum: catalogue\.sqlite"):
-            index.verify()
-
-
-def test_a_destroyed_catalogue_is_named(tmp_path: Path) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    path = tmp_path / "index/catalogue.sqlite"
-    path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(FormatError, match=r"catalogue\.sqlite"), Index.open(path.parent) as index:
-        index.search(QUERIES)
-
-
-def rewrite_manifest(folder: Path, **changes: object) -> None:
-    path = folder / "index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    rewrite_manifest(tmp_path / "index", index_version=2)
-    with pytest.raises(FormatError, match=r"`index_version` 2 .* newer than 1.*Upgrade nestling"):
-        Index.open(tmp_path / "index")
-
-
-@pytest.mark.parametrize("changes", [{"num_rows": 7}, {"engine": "warp"}, {"head": "head-2"}])
-def test_an_edited_manifest_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    rewrite_manifest(tmp_path / "index", **changes)
-    with pytest.raises(FormatError, match=r"index\.json is damaged"):
-        Index.open(tmp_path / "index")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"index_version": "new"}', "null"])
-def test_a_file_that_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
-    build_index(tmp_path / "index", ROWS).close()
-    (tmp_path / "index/index.json").write_text(content)
-    with pytest.raises(FormatError, match=r"index\.json is not"):
-        Index.open(tmp_path / "index")
-
-
-def test_opening_needs_no_compiler_and_no_heavy_part() -> None:
-    program = (
-        "import sys, nestling.search\n"
-        "print(' '.join({'numba', 'torch', 'sklearn', 'faiss'} & set(sys.modules)))"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert finished.stdout.strip() == ""

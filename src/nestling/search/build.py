@@ -1,22 +1,39 @@
-"""Write the files of a new index into an empty folder."""
+"""Write the first generation of an index, or one that shares nothing with those before it."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from nestling.core import Dtype, check_unique_ids
+import numpy as np
+from jaxtyping import Float
+
+from nestling.core import Dtype, Fingerprint, check_unique_ids
 from nestling.core.files import fsync_folder
-from nestling.core.progress import Progress
 from nestling.data.types import Corpus, content_hash
 from nestling.encode import VectorFolder
 from nestling.errors import DataError
-from nestling.search.catalogue import Catalogue, Entry, make_entries
-from nestling.search.engines import DEFAULT_ENGINE, engine_class
+from nestling.search.catalogue import EMPTY, Catalogue, CatalogueState
+from nestling.search.derive import Work, checked_settings, derive_engine, derive_tiers
+from nestling.search.entries import Entry, make_entries
 from nestling.search.funnel import check_plan, exact_plan
-from nestling.search.manifest import CATALOGUE, VECTORS, Manifest
+from nestling.search.manifest import CATALOGUE, EngineEntry, Manifest, named
 from nestling.search.plan import Plan
-from nestling.search.rowfile import FileState, RowWriter, map_rows, measure_file, rows_per_chunk
-from nestling.search.tier import derive_tier, open_tier
+from nestling.search.row_files import RowsWriter, open_vectors
+from nestling.search.rowfile import FileState, rows_per_chunk
 
-HEAD = "head-1"
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Content:
+    """What an index is made from.
+
+    Attributes:
+        vectors: Full-width rows in the format in which they will be stored; sound.
+        entries: Id, text and metadata of each.
+        fingerprint: What made the vectors.
+    """
+
+    vectors: Float[np.ndarray, "rows full"]
+    entries: Sequence[Entry]
+    fingerprint: Fingerprint
 
 
 def choose_plan(vectors: VectorFolder, plan: Plan | None) -> Plan:
@@ -33,6 +50,7 @@ def choose_plan(vectors: VectorFolder, plan: Plan | None) -> Plan:
     dtype = Dtype(vectors.vectors.dtype.name)
     plan = plan or exact_plan(vectors.fingerprint.space, dtype)
     check_plan(plan, vectors.fingerprint)
+    checked_settings(plan)
     return plan
 
 
@@ -80,58 +98,55 @@ def _check_unchanged(vectors: VectorFolder, corpus: Corpus, texts: list[str]) ->
         )
 
 
-def write_index(
-    folder: Path,
-    vectors: VectorFolder,
-    entries: list[Entry],
-    plan: Plan,
-    *,
-    progress: Progress,
-) -> None:
-    """Write everything, the manifest last, and flush it to the disk.
+def write_generation(work: Work, content: Content, plan: Plan) -> Manifest:
+    """Write everything but the manifest, and flush it to the disk.
 
-    Raises:
-        FormatError: If the vectors are damaged.
+    Returns:
+        What to save: from then on the generation counts.
     """
-    # Before the copy gets checksums of its own, which would vouch for any damage.
-    vectors.verify()
-    (folder / VECTORS).parent.mkdir()
-    (folder / HEAD).mkdir()
-    files = {VECTORS: _copy_vectors(vectors, folder / VECTORS, progress)}
-    full = vectors.vectors
-    full = map_rows(folder / VECTORS, full.shape, full.dtype)
-    dim, dtype = plan.head.dim, plan.head.dtype
-    head_files = derive_tier(full, folder / HEAD, dim=dim, dtype=dtype, progress=progress)
-    files |= {f"{HEAD}/{name}": state for name, state in head_files.items()}
-    tier = open_tier(full, folder / HEAD, dim=dim, dtype=dtype)
-    engine = engine_class(DEFAULT_ENGINE).build(tier, progress=progress)
-    files |= {
-        f"{HEAD}/{name}": measure_file(folder / HEAD / name) for name in engine.save(folder / HEAD)
-    }
-    catalogue = Catalogue.create(folder / CATALOGUE)
-    checksum = catalogue.append(entries, first_row=0, checksum=0)
-    catalogue.close()
-    fsync_folder((folder / VECTORS).parent)
-    fsync_folder(folder / HEAD)
-    Manifest(
-        generation=1,
-        num_rows=len(full),
-        vector_dtype=Dtype(full.dtype.name),
-        fingerprint=vectors.fingerprint,
+    rows = f"rows-{work.generation}"
+    (work.path / rows).mkdir()
+    catalogue = _write_catalogue(work, rows, content.entries)
+    states = _write_rows(work, rows, content)
+    fsync_folder(work.path / rows)
+    manifest = Manifest(
+        generation=work.generation,
+        num_rows=len(content.vectors),
+        vector_dtype=Dtype(content.vectors.dtype.name),
+        fingerprint=content.fingerprint,
+        nesting_dims=nesting_dims(plan),
         plan=plan,
-        engine=DEFAULT_ENGINE,
-        head=HEAD,
-        files=files,
-        catalogue_checksum=checksum,
-    ).save(folder)
+        rows=rows,
+        tiers=(),
+        engine=EngineEntry(name=plan.engine.name, build={}, folder="", num_rows=0),
+        files=named(rows, states),
+        catalogue=catalogue,
+    )
+    vectors = open_vectors(work.path, manifest)
+    manifest = derive_tiers(work, manifest, plan, vectors, reused=None)
+    return derive_engine(work, manifest, vectors, reused=None)
 
 
-def _copy_vectors(vectors: VectorFolder, path: Path, progress: Progress) -> FileState:
-    full = vectors.vectors
+def nesting_dims(plan: Plan, known: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Return the widths a plan reads, the full one, and those known before, ascending."""
+    return tuple(sorted({*known, *(stage.dim for stage in plan.stages), plan.embed_dim}))
+
+
+def _write_rows(work: Work, rows: str, content: Content) -> dict[str, FileState]:
+    full = content.vectors
     step = rows_per_chunk(full.shape[1])
-    with RowWriter(path) as writer:
+    with RowsWriter(work.path / rows, {}) as writer:
+        writer.write_ids([entry.doc_id for entry in content.entries])
         for start in range(0, len(full), step):
             chunk = full[start : start + step]
             writer.write(chunk)
-            progress("copy vectors", start + len(chunk), len(full))
-    return writer.state
+            work.progress("copy vectors", start + len(chunk), len(full))
+    return writer.states
+
+
+def _write_catalogue(work: Work, rows: str, entries: Sequence[Entry]) -> CatalogueState:
+    catalogue = Catalogue.create(work.path / rows / CATALOGUE)
+    try:
+        return catalogue.write(EMPTY, generation=work.generation, entries=entries)
+    finally:
+        catalogue.close()

@@ -1,61 +1,41 @@
-"""An index: full vectors once, a head tier derived from them, and a catalogue of what they mean."""
+"""An index: full vectors once, tiers derived from them, and a catalogue of what they mean."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Int64
 
-from nestling.core import (
-    Fingerprint,
-    TopK,
-    check_rows,
-    check_same_space,
-    check_unique_ids,
-    find_bad_rows,
-)
-from nestling.core.files import naming_write_errors
+from nestling.core import Fingerprint, check_same_space
 from nestling.core.progress import Progress, silent
 from nestling.data.types import Corpus
 from nestling.encode import VectorFolder
-from nestling.errors import DataError, FormatError, VectorError
-from nestling.search.build import choose_plan, match_entries, write_index
-from nestling.search.catalogue import Catalogue, Entry, make_entries
-from nestling.search.engines import engine_class
-from nestling.search.folder import locked, new_folder, read_steadily
-from nestling.search.funnel import run_funnel
-from nestling.search.manifest import CATALOGUE, VECTORS, Manifest
+from nestling.errors import FormatError
+from nestling.search.backup import copy_generation
+from nestling.search.build import Content, choose_plan, match_entries, write_generation
+from nestling.search.changes import addition, check_new, deletion, replacement
+from nestling.search.compact import compact_generation
+from nestling.search.derive import Work, threads_to_use
+from nestling.search.folder import empty_folder, is_index, new_folder
+from nestling.search.manifest import Manifest, mark_of
+from nestling.search.migrate import migrate
+from nestling.search.opened import Found, Hit, open_newest
 from nestling.search.plan import Plan
-from nestling.search.rowfile import RowWriter, check_size, map_rows, measure_file
-from nestling.search.tier import STORED_AS, open_tier
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """One result of a search.
-
-    Attributes:
-        doc_id: Which document.
-        score: Cosine at the width of the plan's last stage, in the format that stage reads.
-        text: What was encoded, or None if the index was given no texts.
-        metadata: What was given beside the text, or None.
-    """
-
-    doc_id: str
-    score: float
-    text: str | None
-    metadata: Mapping[str, Any] | None
+from nestling.search.resize import resize_generation
+from nestling.search.snapshot import Snapshot
+from nestling.search.verify import verify_generation
+from nestling.search.writer import Change, overwriting, switch, write_change, writing
 
 
 class Added(NamedTuple):
-    """What `Index.add` did.
+    """What `Index.add` or `Index.upsert` did.
 
     Attributes:
-        num_rows: Documents added.
-        num_clipped: Values outside the int8 range that was calibrated when the index was built;
+        num_rows: Documents added or replaced.
+        num_clipped: Values outside the int8 range that was calibrated when the tier was derived;
             they were clipped to it. Many of them call for building the index again.
     """
 
@@ -68,8 +48,8 @@ class Index:
     """An opened index folder; a context manager.
 
     One process at a time may write to a folder, any number may read it. A reader keeps seeing the
-    generation that it opened. Several threads may search one opened index, but not while one of
-    them adds to it; an opened index must not cross a fork.
+    generation that it opened until it calls `refresh`, or writes. Several threads may use one opened
+    index; it must not cross a fork.
 
     Attributes:
         path: The folder.
@@ -77,15 +57,21 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        read_steadily(path, lambda: self._load(Manifest.load(path)))
+        migrate(path)
+        self._opened = open_newest(path)
+        self._lock = threading.RLock()
 
     @classmethod
     def open(cls, path: Path) -> "Index":
-        """Open an index folder; the head tier is read into RAM, full vectors are memory-mapped.
+        """Open an index folder; head tier and engine are read into RAM, full vectors are mapped.
+
+        An index of an older format version is written anew first.
 
         Raises:
-            FormatError: If it is not an index, a file is missing or truncated, or the format is
-                newer than this version reads.
+            FormatError: If it is not an index, a file is missing or truncated, what is read into RAM
+                is damaged, or the format is newer than this version reads.
+            MissingExtraError: If its engine needs a package that is not installed.
+            WriteError: If it is of an older version and cannot be written.
         """
         return cls(path)
 
@@ -99,6 +85,7 @@ class Index:
         plan: Plan | None = None,
         overwrite: bool = False,
         progress: Progress = silent,
+        num_threads: int | None = None,
     ) -> "Index":
         """Write an index folder and open it; killed at any point, `path` is what it was before.
 
@@ -107,24 +94,39 @@ class Index:
             vectors: Full-width vectors, which are copied.
             corpus: Texts and metadata of these documents; it may hold more documents.
             plan: The funnel to run; by default one exact stage over the full width.
-            overwrite: Whether to replace an index that is there already.
+            overwrite: Whether to replace an index that is there already. Its readers go on, and see
+                the new one when they refresh.
             progress: Counts rows.
+            num_threads: Threads to use; by default, all processors.
 
         Raises:
             DataError: If there are no vectors, an id is repeated, or the corpus lacks a document
                 or holds another text than the one that was encoded.
             DimensionError, FingerprintError, FormatError: If the plan does not fit the vectors.
             FormatError: If the vectors differ from their checksums.
+            MissingExtraError: If the plan's engine needs a package that is not installed.
             WriteError: If `path` exists, or cannot be written.
         """
         plan = choose_plan(vectors, plan)
         entries = match_entries(vectors, corpus)
-        with new_folder(path, overwrite=overwrite) as folder:
-            write_index(folder, vectors, entries, plan, progress=progress)
+        # Before the copy gets checksums of its own, which would vouch for any damage.
+        vectors.verify()
+        content = Content(vectors=vectors.vectors, entries=entries, fingerprint=vectors.fingerprint)
+        threads = threads_to_use(num_threads)
+        if overwrite and is_index(path):
+            with overwriting(path) as generation:
+                work = Work(
+                    path=path, generation=generation, num_threads=threads, progress=progress
+                )
+                switch(path, write_generation(work, content, plan))
+        else:
+            with new_folder(path) as folder:
+                work = Work(path=folder, generation=1, num_threads=threads, progress=progress)
+                write_generation(work, content, plan).save(folder)
         return cls(path)
 
     def __len__(self) -> int:
-        return self._manifest.num_rows
+        return self._manifest.num_live
 
     def __enter__(self) -> "Index":
         return self
@@ -134,7 +136,12 @@ class Index:
 
     def close(self) -> None:
         """Close the catalogue; without it, that happens when the index is no longer used."""
-        self._catalogue.close()
+        self._opened.snapshot.catalogue.close()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """All of the generation that a search reads now."""
+        return self._opened.snapshot
 
     @property
     def plan(self) -> Plan:
@@ -147,19 +154,52 @@ class Index:
         return self._manifest.fingerprint
 
     @property
+    def nesting_dims(self) -> tuple[int, ...]:
+        """Prefix widths that plans of this index have read, ascending; the last is the full one."""
+        return self._manifest.nesting_dims
+
+    @property
     def generation(self) -> int:
         """How many changes were committed, counting from 1."""
         return self._manifest.generation
 
     @property
+    def num_rows(self) -> int:
+        """Rows stored, those of deleted and replaced documents included."""
+        return self._manifest.num_rows
+
+    @property
     def head_bytes(self) -> int:
         """RAM that the head tier takes; of a full-width head, only what it adds to the vectors."""
-        return self._tier.num_bytes
+        return self._opened.snapshot.head.num_bytes
+
+    @property
+    def engine_bytes(self) -> int:
+        """RAM that the engine takes beyond the head tier."""
+        return self._opened.snapshot.engine.num_bytes
 
     @property
     def full_bytes(self) -> int:
         """Disk that the full vectors take."""
-        return self._vectors.nbytes
+        return self._opened.snapshot.vectors.rows.nbytes
+
+    def doc_ids(self, rows: Int64[np.ndarray, " rows"]) -> list[str]:
+        """Return the ids of rows, each at least 0 and below `num_rows`."""
+        return self._opened.snapshot.ids.lookup(rows)
+
+    def live_vectors(self) -> tuple[Float[np.ndarray, "documents full"], list[str]]:
+        """Return the full vectors of all documents, checked, and their ids, in the order of rows.
+
+        Nothing is copied unless there are deleted or replaced documents among them.
+
+        Raises:
+            FormatError: If a stored row is damaged.
+        """
+        snapshot = self._opened.snapshot
+        vectors, live = snapshot.vectors, snapshot.allowed_live
+        vectors.ensure_span(0, len(vectors.rows))
+        rows = np.arange(len(vectors.rows)) if live is None else live.rows
+        return vectors.rows if live is None else vectors.rows[rows], snapshot.ids.lookup(rows)
 
     def check_encoder(self, fingerprint: Fingerprint) -> None:
         """Refuse an encoder whose queries cannot be compared with the documents.
@@ -171,30 +211,69 @@ class Index:
             self.fingerprint, fingerprint, left_name=f"index {self.path}", right_name="the encoder"
         )
 
+    def refresh(self) -> bool:
+        """Move to the newest generation; it costs next to nothing if this is the newest.
+
+        Returns:
+            Whether there was a newer one.
+
+        Raises:
+            FormatError: If it cannot be read; this index then stays where it was.
+        """
+        with self._lock:
+            opened = self._opened
+            if mark_of(self.path) == opened.mark:
+                return False
+            self._opened = open_newest(self.path, opened)
+            return self._opened.snapshot.manifest != opened.snapshot.manifest
+
     def search(
-        self, queries: Float[np.ndarray, "*batch width"], *, top_k: int = 10
+        self,
+        queries: Float[np.ndarray, "*batch width"],
+        *,
+        top_k: int = 10,
+        offset: int = 0,
+        where: str | None = None,
+        with_documents: bool = True,
+        num_threads: int = 1,
     ) -> list[list[Hit]]:
         """Return the best documents of each query, best first, by running the plan.
 
+        Within a generation, pages join: `offset=10` goes on where `top_k=10` ended.
+
         Args:
-            queries: Full-width rows, one per query; their length does not matter.
-            top_k: At least 1; above the number of documents, all of them are returned. A stage
-                with a shorter shortlist keeps `top_k` rows instead.
+            queries: Rows at least as wide as the head, one per query; their length does not matter.
+                Stages wider than the queries are cut to their width.
+            top_k: At least 1; above the number of documents, all of them are returned.
+            offset: How many of the best to leave out.
+            where: A filter over metadata, such as 'year >= 2020 and lang == "en"'; None for all.
+            with_documents: Whether hits carry texts and metadata.
+            num_threads: Threads to use.
 
         Raises:
             VectorError: If a query is of another width, zero, or not finite.
-            DataError: If `top_k` is below 1.
+            DataError: If `top_k` or `offset` is out of range, or `where` is no filter.
+            FormatError: If a row or document that is read is damaged.
         """
-        if top_k < 1:
-            raise DataError(f"`top_k` must be at least 1, got {top_k}. Ask for one hit or more.")
-        found = run_funnel(
-            self.plan.stages,
-            self._engine,
-            self._vectors,
-            self._check_queries(queries),
-            min(top_k, len(self)),
+        opened = self._opened
+        found = opened.search(
+            queries, top_k=top_k, offset=offset, where=where, num_threads=num_threads
         )
-        return self._hits(found)
+        return opened.hits(found, with_documents=with_documents)
+
+    def explain(
+        self,
+        queries: Float[np.ndarray, "*batch width"],
+        *,
+        top_k: int = 10,
+        offset: int = 0,
+        where: str | None = None,
+        num_threads: int = 1,
+    ) -> Found:
+        """Search, and return rows and what was done to find them; arguments and errors as in `search`."""
+        return self._opened.search(
+            queries, top_k=top_k, offset=offset, where=where, num_threads=num_threads
+        )
 
     def add(
         self,
@@ -207,8 +286,8 @@ class Index:
     ) -> Added:
         """Add documents; when it returns, they are on the disk. All are added, or none.
 
-        An int8 or int4 head keeps the scale it was built with. What another process added since
-        this index was opened is seen afterwards.
+        A tier with a scale keeps it. What another process wrote since this index was opened is seen
+        afterwards.
 
         Args:
             vectors: Full-width rows; stored in the float format of the index.
@@ -223,145 +302,148 @@ class Index:
             DataError: If an id is repeated or known already, or a list has another length.
             WriteError: If the folder cannot be written, or another process is writing.
         """
-        with locked(self.path), naming_write_errors(self.path):
-            manifest = Manifest.load(self.path)
-            if manifest != self._manifest:
-                self._load(manifest)
+        with self._writing() as snapshot:
             self.check_encoder(fingerprint)
-            rows, entries = self._check_new(vectors, doc_ids, texts, metadata)
-            if not entries:
-                return Added(0, 0)
-            return self._append(rows, entries)
+            new = check_new(snapshot.manifest, vectors, doc_ids, texts, metadata)
+            return self._write(addition(self.path, snapshot, *new))
 
-    def verify(self) -> None:
-        """Read every committed byte and compare it with its checksum.
+    def upsert(
+        self,
+        vectors: Float[np.ndarray, "rows width"],
+        *,
+        doc_ids: Sequence[str],
+        fingerprint: Fingerprint,
+        texts: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Added:
+        """Add documents, and replace those whose ids are known; otherwise the same as `add`."""
+        with self._writing() as snapshot:
+            self.check_encoder(fingerprint)
+            new = check_new(snapshot.manifest, vectors, doc_ids, texts, metadata)
+            return self._write(replacement(snapshot, *new))
+
+    def delete(self, doc_ids: Sequence[str]) -> int:
+        """Delete documents; when it returns, that is on the disk. Their space is freed by `compact`.
+
+        Returns:
+            How many were deleted: as many as there are ids.
+
+        Raises:
+            DataError: If an id is repeated or unknown; then nothing is deleted.
+            WriteError: If the folder cannot be written, or another process is writing.
+        """
+        with self._writing() as snapshot:
+            self._write(deletion(self.path, snapshot, doc_ids))
+            return len(doc_ids)
+
+    def resize(
+        self, plan: Plan, *, progress: Progress = silent, num_threads: int | None = None
+    ) -> None:
+        """Search by another plan from now on: other widths, formats or engine. Nothing is encoded again.
+
+        Tiers and the engine are derived from the stored vectors unless they are there already. Readers go on
+        meanwhile. Formats with a scale are calibrated on all rows that are stored.
+
+        Raises:
+            DimensionError, FingerprintError, FormatError: If the plan does not fit the vectors.
+            FormatError: If a stored vector is damaged.
+            MissingExtraError: If the plan's engine needs a package that is not installed.
+            WriteError: If the folder cannot be written, or another process is writing.
+        """
+        with self._writing() as snapshot:
+            work = self._work(snapshot, progress, num_threads)
+            switch(self.path, resize_generation(work, snapshot, plan))
+            self.refresh()
+
+    def compact(self, *, progress: Progress = silent, num_threads: int | None = None) -> bool:
+        """Drop what was deleted, and let the engine take in what was added. Readers go on meanwhile.
+
+        Rows are numbered anew; the scores of documents stay what they are.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            FormatError: If a stored row is damaged.
+            WriteError: If the folder cannot be written, or another process is writing.
+        """
+        with self._writing() as snapshot:
+            work = self._work(snapshot, progress, num_threads)
+            manifest = compact_generation(work, snapshot)
+            if manifest is None:
+                return False
+            switch(self.path, manifest)
+            self.refresh()
+            return True
+
+    def verify(self, *, progress: Progress = silent) -> None:
+        """Read every committed byte of the newest generation and compare it with its checksum.
 
         Raises:
             FormatError: Naming every damaged file.
         """
-        manifest = self._manifest
-        damaged = [
-            name
-            for name, state in manifest.files.items()
-            if measure_file(self.path / name, state.num_bytes) != state
-        ]
-        expected = (manifest.num_rows, manifest.catalogue_checksum)
-        if self._catalogue.measure(manifest.num_rows) != expected:
-            damaged.append(CATALOGUE)
-        if damaged:
-            raise FormatError(
-                f"the files of {self.path} must hold the bytes that were written, but these differ "
-                f"from their checksum: {', '.join(damaged)}. "
-                f"Build the index again, or restore them from a copy."
-            )
+        self.verify_folder(self.path, progress=progress)
 
-    def _load(self, manifest: Manifest) -> None:
-        for name, state in manifest.files.items():
-            check_size(self.path / name, state)
-        head = manifest.plan.head
-        folder = self.path / manifest.head
-        self._manifest = manifest
-        self._vectors = self._map_vectors(manifest)
-        self._tier = open_tier(self._vectors, folder, dim=head.dim, dtype=head.dtype)
-        self._engine = engine_class(manifest.engine).load(folder, self._tier)
-        self._catalogue = Catalogue.open(self.path / CATALOGUE, num_rows=manifest.num_rows)
+    @classmethod
+    def verify_folder(cls, path: Path, *, progress: Progress = silent) -> None:
+        """Do the same as `verify` for an index that need not be opened, and perhaps cannot be.
 
-    def _map_vectors(self, manifest: Manifest) -> Float[np.ndarray, "rows full"]:
-        shape = (manifest.num_rows, manifest.fingerprint.space.embed_dim)
-        return map_rows(self.path / VECTORS, shape, STORED_AS[manifest.vector_dtype])
+        Raises:
+            FormatError: Naming every damaged file; or if the manifest is missing, damaged or newer.
+        """
+        migrate(path)
+        _on_newest(path, lambda manifest: verify_generation(path, manifest, progress=progress))
 
-    def _check_queries(
-        self, queries: Float[np.ndarray, "*batch width"]
-    ) -> Float32[np.ndarray, "queries full"]:
-        self._check_width(queries, "queries", "one row per query")
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
-            rows = queries.astype(np.float32, copy=False)
-        bad = np.flatnonzero(find_bad_rows(rows))
-        if len(bad):
-            raise VectorError(
-                f"`queries` must be finite and not all zero, got {len(bad)} bad of {len(queries)}: "
-                f"query {', '.join(map(str, bad[:5]))}. Mend these (an empty text encodes to zero)."
-            )
-        return rows
+    def backup(self, path: Path, *, progress: Progress = silent) -> None:
+        """Copy the newest generation to a new folder, while others may read and write.
 
-    def _check_width(
-        self, vectors: Float[np.ndarray, "*batch width"], name: str, rule: str
-    ) -> None:
-        embed_dim = self.fingerprint.space.embed_dim
-        if vectors.ndim != 2 or vectors.shape[1] != embed_dim:
-            raise VectorError(
-                f"`{name}` must have the shape (rows, {embed_dim}), {rule}, got {vectors.shape}. "
-                f"Encode with the model of the index, at its full width."
-            )
+        Every byte is checked on the way.
 
-    def _check_new(
-        self,
-        vectors: Float[np.ndarray, "rows width"],
-        doc_ids: Sequence[str],
-        texts: Sequence[str] | None,
-        metadata: Sequence[Mapping[str, Any]] | None,
-    ) -> tuple[Float[np.ndarray, "rows full"], list[Entry]]:
-        self._check_width(vectors, "vectors", "one row per document")
-        if len(doc_ids) != len(vectors):
-            raise DataError(
-                f"`doc_ids` must hold one id per row: {len(vectors)}, got {len(doc_ids)}. "
-                f"Pass as many ids as there are vectors."
-            )
-        check_unique_ids(doc_ids, source="`doc_ids`")
-        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and is named
-            rows = vectors.astype(STORED_AS[self._manifest.vector_dtype], copy=False)
-        check_rows(rows, doc_ids, policy="error")
-        entries = make_entries(doc_ids, texts, metadata)
-        known = self._catalogue.find_known(doc_ids, num_rows=len(self))
-        if known:
-            raise DataError(
-                f"`doc_ids` must be new to {self.path}, got {len(known)} known: "
-                f"{', '.join(map(repr, known[:5]))}. Leave them out, or build the index again."
-            )
-        return rows, entries
+        Raises:
+            FormatError: If a file is damaged; the message names it.
+            WriteError: If `path` exists, or cannot be written.
+        """
+        with new_folder(path) as folder:
 
-    def _append(self, rows: Float[np.ndarray, "rows full"], entries: list[Entry]) -> Added:
-        manifest = self._manifest
-        with RowWriter(self.path / VECTORS, manifest.files[VECTORS]) as writer:
-            writer.write(rows)
-        encoded = self._tier.encode(rows)
-        head_files = self._tier.append(self.path / manifest.head, encoded, manifest.head_files)
-        self._catalogue.cut(manifest.num_rows)
-        checksum = self._catalogue.append(
-            entries, first_row=manifest.num_rows, checksum=manifest.catalogue_checksum
+            def copy(manifest: Manifest) -> None:
+                empty_folder(folder)
+                copy_generation(self.path, manifest, folder, progress=progress)
+
+            _on_newest(self.path, copy)
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._opened.snapshot.manifest
+
+    @contextmanager
+    def _writing(self) -> Iterator[Snapshot]:
+        """Hold the lock of the folder, and yield its newest generation, which this index moves to."""
+        with self._lock, writing(self.path):
+            self.refresh()
+            yield self._opened.snapshot
+
+    def _work(self, snapshot: Snapshot, progress: Progress, num_threads: int | None) -> Work:
+        return Work(
+            path=self.path,
+            generation=snapshot.manifest.generation + 1,
+            num_threads=threads_to_use(num_threads),
+            progress=progress,
         )
-        manifest = replace(
-            manifest,
-            generation=manifest.generation + 1,
-            num_rows=manifest.num_rows + len(rows),
-            files={
-                VECTORS: writer.state,
-                **{f"{manifest.head}/{name}": state for name, state in head_files.items()},
-            },
-            catalogue_checksum=checksum,
-        )
-        manifest.save(self.path)
-        self._vectors = self._map_vectors(manifest)
-        self._tier = self._tier.extended(encoded, self._vectors)
-        self._engine.add(self._tier)
-        # Last: whatever fails above, e.g. for lack of memory, the next call reads the folder again.
-        self._manifest = manifest
-        return Added(len(rows), encoded.num_clipped)
 
-    def _hits(self, found: TopK) -> list[list[Hit]]:
-        rows = np.unique(found.rows).tolist()
-        entries = self._catalogue.lookup(rows)
-        if len(entries) < len(rows):
-            raise FormatError(
-                f"{self.path / CATALOGUE} lacks {len(rows) - len(entries)} of the documents found. "
-                f"Build the index again."
-            )
-        return [
-            [_hit(entries[row], score) for row, score in zip(row_list, score_list, strict=True)]
-            for row_list, score_list in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-        ]
+    def _write(self, change: Change) -> Added:
+        if not change.entries and not len(change.dead):
+            return Added(0, 0)
+        num_clipped = write_change(self.path, self._opened.snapshot, change)
+        self.refresh()
+        return Added(len(change.entries), num_clipped)
 
 
-def _hit(entry: Entry, score: float) -> Hit:
-    metadata = None if entry.metadata is None else json.loads(entry.metadata)
-    return Hit(doc_id=entry.doc_id, score=score, text=entry.text, metadata=metadata)
+def _on_newest(path: Path, read: Callable[[Manifest], None]) -> None:
+    """Run `read` on the newest generation of an index, and again if a writer moved on meanwhile."""
+    while True:
+        mark = mark_of(path)
+        try:
+            return read(Manifest.load(path))
+        except (FormatError, FileNotFoundError):
+            if mark_of(path) == mark:
+                raise
