@@ -24,6 +24,16 @@ from nestling.measure.choose import choose
 from nestling.measure.decision import Decision, Step
 from nestling.measure.few_shot import FewShot, few_shot_all_classes, few_shot_episodes
 from nestling.measure.interpolation import InterpolatedWidth, check_interpolation
+from nestling.measure.planner import (
+    CostModel,
+    PlanBudget,
+    PlanChoice,
+    PlanGoal,
+    PlanPoint,
+    Sample,
+    pareto_front,
+    plan_search,
+)
 from nestling.measure.report import render_report, write_report
 from nestling.measure.results import Results, Row
 from nestling.measure.run import measure
@@ -32,13 +42,19 @@ __all__ = [
     "Cascade",
     "CascadeOutcome",
     "CertifiedCascade",
+    "CostModel",
     "Decision",
     "FewShot",
     "FixedWidth",
     "InterpolatedWidth",
+    "PlanBudget",
+    "PlanChoice",
+    "PlanGoal",
+    "PlanPoint",
     "Results",
     "RetrievalRow",
     "Row",
+    "Sample",
     "Step",
     "WidthAnswers",
     "chain",
@@ -54,6 +70,8 @@ __all__ = [
     "measure",
     "measure_adaptive_retrieval",
     "paper_chains",
+    "pareto_front",
+    "plan_search",
     "render_report",
     "write_report",
 ]
