@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_no_folder_and_promises_no_checkpoint(
     out = tmp_path / "x"
     result = run("--fit-on", str(vectors), "--dims", "8", "--method", "pca", "--out", str(out))
     assert result.exit_code == 130
-    assert "such as an adapter, starts anew" in said(result)
+    assert "Anything else is as it was, and starts anew" in said(result)
     assert not out.exists()
 
 

@@ -14,9 +14,15 @@ VERBS = {
     "train": "Train a model whose every prefix is an embedding.",
     "encode": "Encode a corpus into a vector folder that survives kill -9.",
     "measure": "Measure every prefix and number format on a task.",
-    "choose": "Choose the smallest size whose loss is certified.",
-    "build": "Build a two-tier index.",
+    "choose": "Choose the smallest size whose loss is certified, or how to search.",
+    "build": "Build an index: short prefixes to filter, long ones to rank.",
     "search": "Search an index.",
+    "add": "Add documents to an index, or replace them.",
+    "delete": "Delete documents from an index.",
+    "resize": "Give an index other widths, formats or engines, without the model.",
+    "compact": "Write an index anew without deleted documents.",
+    "verify": "Compare every byte of an index with its checksums.",
+    "backup": "Copy one consistent state of an index.",
     "doctor": "Check this machine and installation.",
 }
 """Each verb lives in the module of its name and is loaded when used, so that --help is instant."""
@@ -37,7 +43,8 @@ class VerbGroup(LazyGroup):
         except KeyboardInterrupt:
             click.echo(
                 "\nInterrupted. Finished blocks of vectors and checkpoints of models in training are kept: run "
-                "the same command to go on. Anything else, such as an adapter, starts anew.",
+                "the same command to go on. Documents that `add` has counted are in the index, and with "
+                "--upsert it adds the others. Anything else is as it was, and starts anew.",
                 err=True,
             )
             ctx.exit(EXIT_INTERRUPTED)

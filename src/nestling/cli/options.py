@@ -1,9 +1,10 @@
 """Options that several verbs share, each said once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from nestling.core import Dtype
 
@@ -167,6 +168,23 @@ def loop_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_LOOP_OPTIONS):
         function = option(function)
     return function
+
+
+def refuse_given(ctx: click.Context, names: Collection[str], needs: str) -> None:
+    """Refuse options that were given, but mean nothing beside the others.
+
+    Args:
+        ctx: Of the command.
+        names: Of the options' values.
+        needs: What they would need, in words.
+
+    Raises:
+        click.UsageError: Naming the first of them.
+    """
+    for option in ctx.command.params:
+        source = None if option.name is None else ctx.get_parameter_source(option.name)
+        if option.name in names and source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} needs {needs}.")
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from nestling.errors import WriteError
 
 
-def refuse_to_overwrite(out: Path, overwrite: bool) -> None:
+def refuse_to_overwrite(out: Path, overwrite: bool, *, has_report: bool = True) -> None:
     """Refuse a JSON file, or the report beside it, that is there already, before any work is done.
 
     Raises:
@@ -13,9 +13,10 @@ def refuse_to_overwrite(out: Path, overwrite: bool) -> None:
     """
     if out.suffix != ".json":
         raise WriteError(
-            f"`--out` must end in .json, got {out}. The report goes beside it as .html."
+            f"`--out` must end in .json, got {out}."
+            f"{' The report goes beside it as .html.' if has_report else ' Name another.'}"
         )
-    for path in (out, out.with_suffix(".html")):
+    for path in (out, *([out.with_suffix(".html")] if has_report else [])):
         if path.exists() and not overwrite:
             raise WriteError(
                 f"{path} exists and is never overwritten silently. Pass --overwrite or another --out."

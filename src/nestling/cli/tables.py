@@ -5,9 +5,10 @@ from itertools import groupby
 
 from rich.table import Table
 
-from nestling.cli.terminal import sparkline
+from nestling.cli.terminal import format_bytes, sparkline
 from nestling.core import Dtype
-from nestling.measure import Decision, Results, Row
+from nestling.measure import Decision, PlanChoice, Results, Row
+from nestling.search import SearchTrace
 
 FAMILIES = ("prefix", "funnel", "pca", "random")
 """From what a user deploys to what it is compared with."""
@@ -66,6 +67,64 @@ def steps_table(decision: Decision, *, embed_dim: int) -> Table:
             # Rounded up: a bound of 2.004% must not read as one of 2%.
             f"{math.ceil(10_000 * step.loss_bound) / 100:.2f}{unit}",
             verdict,
+        )
+    return table
+
+
+def plans_table(choice: PlanChoice) -> Table:
+    """Return every plan that was measured, fastest first, and the exact search last."""
+    table = Table(title="measured plans; quality is told by queries that did not choose")
+    for name in (
+        "plan",
+        "quality",
+        "at least",
+        "recall",
+        "ms",
+        "p99 ms",
+        "RAM",
+        "mapped",
+        "build",
+        "",
+    ):
+        table.add_column(name, justify="left" if name in ("plan", "") else "right")
+    front = choice.front
+    for point in (*choice.points, choice.exact):
+        if point is choice.chosen:
+            mark = "chosen"
+        elif not point.reaches:
+            mark = "below the goal"
+        elif not point.fits:
+            mark = "over the budget"
+        else:
+            mark = "on the front" if point in front else ""
+        table.add_row(
+            point.plan.describe(),
+            f"{point.quality:.1%}",
+            # Rounded down: a bound of 98.96% must not read as one of 99%.
+            f"{math.floor(1000 * point.quality_low) / 10:.1f}%",
+            f"{point.recall:.1%}",
+            f"{point.latency_ms:.3f}",
+            f"{point.latency_p99_ms:.3f}",
+            format_bytes(point.memory_bytes),
+            format_bytes(point.mapped_bytes),
+            f"{point.build_s:.1f} s",
+            "exact" if point is choice.exact else mark,
+        )
+    return table
+
+
+def trace_table(trace: SearchTrace) -> Table:
+    """Return what each stage of a search did."""
+    table = Table(title=f"what the search did (generation {trace.generation})")
+    for name in ("stage", "by", "rows scored", "bytes read", "ms"):
+        table.add_column(name, justify="left" if name in ("stage", "by") else "right")
+    for stage in trace.stages:
+        table.add_row(
+            f"{stage.dim}-d {stage.dtype}",
+            stage.engine or "re-scoring",
+            "" if stage.num_scored is None else f"{stage.num_scored:,}",
+            "" if stage.bytes_read is None else f"{stage.bytes_read:,}",
+            f"{1000 * stage.seconds:.3f}",
         )
     return table
 
