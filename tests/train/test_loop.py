@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn, optim
 
 from nestling.core.files import read_json
-from nestling.errors import DimensionError, TrainingError, WriteError
 from nestling.core.locks import locked
+from nestling.errors import DimensionError, TrainingError, WriteError
 from nestling.train.job import LoopOptions
 from nestling.train.loop import fit
 from nestling.train.losses.nesting import LossValue

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from nestling.core.dims import check_nesting_dims
 from nestling.core.files import naming_write_errors
+from nestling.core.locks import locked
 from nestling.core.progress import Progress, silent
 from nestling.errors import TrainingError
-from nestling.core.locks import locked
 from nestling.train.checkpoints import Checkpoint, Checkpoints
 from nestling.train.job import LoopOptions, TrainingJob, check_early_stopping
 from nestling.train.losses.nesting import LossValue

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nestling.core.files import naming_write_errors
+from nestling.core.locks import locked
 from nestling.encode.nest import open_unstamped
 from nestling.encode.nest_manifest import MANIFEST_FILE, NestManifest
 from nestling.errors import WriteError
-from nestling.core.locks import locked
 from nestling.train.processes import process_state
 
 CHECKPOINT_FOLDER = "checkpoints"
