@@ -37,8 +37,9 @@ help:
 demo: .venv/.train
 	$(BIN)/nestling demo
 
+# Two at a time, a file in one process: fixtures are made once, and two cores are common.
 test: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 fmt: .venv/.dev
 	$(BIN)/ruff format .
