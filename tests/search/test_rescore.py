@@ -198,6 +198,7 @@ def test_kernels_are_compiled_for_one_kind_of_arrays() -> None:
         scorer.best(folded, shortlists, 4)
         scorer.scan(folded, 4, rows=shortlists[0])
         scorer.score(folded, shortlists)
+        pick_best(shortlists, np.broadcast_to(np.float32(0.5), (2, 9)), 4)
     for kernel in (
         kernels.fold_queries,
         kernels.pick_best,

@@ -203,7 +203,9 @@ def pick_best(
     from nestling.search import _rescore_kernels as kernels
 
     found = _room(len(rows), k)
-    kernels.pick_best(_read_only(rows), _read_only(scores), found.rows, found.scores)
+    # Scores that may be written to, as where compiled code calls this: one kind of array, compiled once.
+    writable = np.require(scores, requirements=["C", "W"])
+    kernels.pick_best(_read_only(rows), writable, found.rows, found.scores)
     return found
 
 
