@@ -12,7 +12,7 @@ from nestling.measure.planner.goal import PlanBudget
 from nestling.measure.planner.heads import Head
 from nestling.measure.planner.refine import Reaches, Refinement, share_kept
 from nestling.measure.planner.sample import Judge, Sample
-from nestling.measure.planner.timing import time_queries
+from nestling.measure.planner.timing import time_engine, time_queries
 from nestling.search.engines import full_settings
 from nestling.search.engines.base import Engine
 from nestling.search.plan import EngineChoice, Plan, Stage
@@ -114,9 +114,11 @@ class Examiner:
         """Measure the exact search over the full width."""
         embed_dim, dtype = self.bench.stored
         exact = self.bench.exact
-        latency = time_queries(
-            lambda query: exact.search(query, self.chooser.num_results, settings={}),
+        latency = time_engine(
+            exact,
             self.teller.queries[:TIMED_SCANS],
+            self.chooser.num_results,
+            settings={},
             clock=self.bench.clock,
         )
         return PlanPoint(
@@ -162,13 +164,11 @@ class Examiner:
                     num_threads=self.bench.num_threads,
                 )
                 seconds = self.bench.clock() - began_s
-            found = time_queries(
-                lambda query, engine=engine: engine.search(  # type: ignore[misc]
-                    query,
-                    trial.refinement.shortlist_size or self.chooser.num_results,
-                    settings=trial.choice.search,
-                ),
+            found = time_engine(
+                engine,
                 self.teller.queries[:TIMED_QUERIES],
+                trial.refinement.shortlist_size or self.chooser.num_results,
+                settings=trial.choice.search,
                 clock=self.bench.clock,
             )
             sizes.append(size)

@@ -36,7 +36,7 @@ from nestling.measure.planner.refine import (
     followers,
 )
 from nestling.measure.planner.sample import Judge, Sample
-from nestling.measure.planner.timing import Clock, time_queries
+from nestling.measure.planner.timing import Clock, time_engine
 from nestling.search.engines import engine_class, full_settings
 from nestling.search.engines.base import Engine
 from nestling.search.engines.flat import FlatEngine
@@ -227,9 +227,11 @@ class _Planner:
         shortlists = self._shortlists(head.key, rows)
         trial = outlook = None
         if "flat" in self.engines:
-            scan_ms = time_queries(
-                lambda query: flat.search(query, longest, settings={}),
+            scan_ms = time_engine(
+                flat,
                 self.chooser.queries[:TIMED_SCANS],
+                longest,
+                settings={},
                 clock=self.bench.clock,
             ).mean_ms
             if scanned := self._cheapest(shortlists, head.key, lambda size: scan_ms):
@@ -299,9 +301,11 @@ class _Planner:
                 settings=search,
                 num_threads=self.bench.num_threads,
             ).best.rows
-            head_ms = time_queries(
-                lambda query, k=longest, search=search: engine.search(query, k, settings=search),  # type: ignore[misc]
+            head_ms = time_engine(
+                engine,
                 self.chooser.queries[:TIMED_QUERIES],
+                longest,
+                settings=search,
                 clock=self.bench.clock,
             ).mean_ms
             if head_ms >= min(slowest_ms, np.inf if best is None else best.predicted_ms):

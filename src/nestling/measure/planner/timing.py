@@ -1,13 +1,14 @@
 """Milliseconds of single queries and of re-scoring, on this machine."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from nestling.measure.planner.refine import LineCost
+from nestling.search.engines.base import Engine
 from nestling.search.rescore import RowScorer
 from nestling.search.tier import Tier
 
@@ -49,6 +50,20 @@ def time_queries(
             run(query)
             one_pass[place] = clock() - began
     return _summary(1000.0 * seconds.min(axis=0))
+
+
+def time_engine(
+    engine: Engine,
+    queries: Float32[np.ndarray, "queries full"],
+    k: int,
+    *,
+    settings: Mapping[str, int],
+    clock: Clock = time.perf_counter,
+) -> Latency:
+    """Search with an engine, one query at a time."""
+    return time_queries(
+        lambda query: engine.search(query, k, settings=settings), queries, clock=clock
+    )
 
 
 def time_rescoring(
