@@ -248,6 +248,15 @@ def test_a_copy_holds_one_generation_and_lives_on(path: Path, tmp_path: Path) ->
     assert catalogue.measure(generation=2) == second
 
 
+def test_a_copy_is_made_of_a_file_that_a_writer_removes_meanwhile(
+    path: Path, tmp_path: Path
+) -> None:
+    catalogue, state = made(path)
+    path.unlink()
+    catalogue.copy(tmp_path / "copy.sqlite", generation=1)
+    assert Catalogue.open(tmp_path / "copy.sqlite", num_rows=10).measure(generation=1) == state
+
+
 def test_living_rows_are_numbered_anew(path: Path, tmp_path: Path) -> None:
     catalogue, first = made(path)
     catalogue.write(first, generation=2, entries=entries_of(1, 2, "new"), buried=[0, 1, 4])

@@ -294,8 +294,9 @@ class Catalogue:
         with naming_write_errors(path), naming_refusals(path, source=self._path):
             path.touch(exist_ok=False)
             with connected(path) as copy:
-                with connected(self._path) as source:
-                    source.backup(copy)
+                # Over the connection that is open: a writer may have removed the file by now.
+                with self._lock:
+                    self._connection.backup(copy)
                 with transaction(copy):
                     _cut(copy, generation)
 
