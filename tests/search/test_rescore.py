@@ -12,7 +12,7 @@ from nestling.core.row_sums import row_sums
 from nestling.errors import FormatError
 from nestling.search import _rescore_kernels as kernels
 from nestling.search import rescore
-from nestling.search.rescore import RowScorer, pick_best
+from nestling.search.rescore import RowScorer, norms_of, pick_best, rank_products
 from nestling.search.rowfile import CheckedRows
 from nestling.search.tier import Tier, derive_tier, raw_tier
 from nestling.search.unpack import widen_float16
@@ -131,6 +131,26 @@ def test_picking_is_a_full_sort(scores: list[float], k: int, data: st.DataObject
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
+def test_products_become_cosines() -> None:
+    rows, queries = random_rows(60, 32), random_rows(3, 32, seed=1)
+    tier = derive_tier(rows, dim=32, dtype=Dtype.FLOAT32)
+    shortlists = (
+        np.random.default_rng(2).permuted(np.tile(np.arange(60), (3, 1)), axis=1)[:, :25].copy()
+    )
+    shortlists[1, 4:7] = -1
+    products = np.take_along_axis(queries @ rows.T, shortlists, axis=1)
+    found = rank_products(queries, norms_of(tier), shortlists, products, 9)
+    unit = tier.fold(queries)
+    expected = top_k(slow_scores(tier, unit, shortlists).astype(np.float32), 9, rows=shortlists)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    query = 2 * np.eye(1, 8, dtype=np.float32)
+    shortlists, products = np.array([[9, 0, -1, 5, 0]]), np.array([[0.5, 1, 9, 3, 9]], np.float32)
+    found = rank_products(query, rescore._NO_NORMS, shortlists, products, 4)
+    assert found.rows.tolist() == [[5, 0, 9, -1]]
+    assert found.scores[0, :3].tolist() == [1.5, 0.5, 0.25]
+
+
 def test_the_largest_row_number_is_kept() -> None:
     rows = np.array([[(1 << 32) - 1, 5]])
     found = pick_best(rows, np.array([[1.0, 1.0]], np.float32), 2)
@@ -199,9 +219,17 @@ def test_kernels_are_compiled_for_one_kind_of_arrays() -> None:
         scorer.scan(folded, 4, rows=shortlists[0])
         scorer.score(folded, shortlists)
         pick_best(shortlists, np.broadcast_to(np.float32(0.5), (2, 9)), 4)
+        rank_products(
+            queries[::2],
+            norms_of(tier),
+            np.ascontiguousarray(shortlists),
+            np.ones((2, 9), np.float32),
+            4,
+        )
     for kernel in (
         kernels.fold_queries,
         kernels.pick_best,
+        kernels.rank_products,
         kernels.rank_shortlists,
         kernels.scan_rows,
         kernels.score_shortlists,

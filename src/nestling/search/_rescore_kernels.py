@@ -136,6 +136,46 @@ def pick_best(
 
 @_compile()
 @no_type_check
+def rank_products(
+    queries: np.ndarray,
+    norms: np.ndarray,
+    shortlists: np.ndarray,
+    products: np.ndarray,
+    best_rows: np.ndarray,
+    best_scores: np.ndarray,
+) -> None:
+    """Turn products of queries and rows into cosines, and write the best as `pick_best` does.
+
+    Args:
+        queries: Not zero, of any length.
+        norms: Of all rows; empty if they are 1.
+        shortlists: Row numbers, of shape (queries, kept); -1 marks an empty place, and so does a 0
+            behind the first.
+        products: Of a query and each row on its shortlist.
+        best_rows: Written, of shape (queries, k); -1 behind the last.
+        best_scores: Written, likewise; minus infinity behind the last.
+    """
+    keys = np.empty(shortlists.shape[1], np.uint64)
+    for q in range(len(queries)):
+        square = 0.0
+        for j in range(np.uint64(queries.shape[1])):
+            square += np.float64(queries[q, j]) * np.float64(queries[q, j])
+        inverse = np.float32(1 / np.sqrt(square))
+        num_keys = num_zeros = 0
+        for i in range(shortlists.shape[1]):
+            row = shortlists[q, i]
+            num_zeros += row == 0
+            if row > 0 or (row == 0 and num_zeros == 1):
+                score = products[q, i] * inverse
+                if len(norms) > 0:
+                    score /= norms[row]
+                keys[num_keys] = make_key(score + np.float32(0), row)
+                num_keys += 1
+        write_best(keys, num_keys, best_rows[q], best_scores[q])
+
+
+@_compile()
+@no_type_check
 def rank_shortlists(
     layout: Layout,
     norms: np.ndarray,

@@ -343,9 +343,9 @@ class _Run:
         self.certificate = found.certificate
         self._note(self._head.tier, engine.name, found.num_scored, found.bytes_read, start_s)
         # Sorted, with empty places behind: the last place that must be taken tells of all.
-        last = found.best.rows[:, size - 1]
-        if (last[0] if len(last) == 1 else last.min()) < 0:
-            return self._complete(found.best, last < 0, size)
+        rows = found.best.rows
+        if (rows[0, size - 1] if len(rows) == 1 else rows[:, size - 1].min()) < 0:
+            return self._complete(found.best, rows[:, size - 1] < 0, size)
         return found.best
 
     def _with_tail(self, found: EngineFound, size: int) -> EngineFound:
@@ -411,12 +411,7 @@ class _Run:
     ) -> None:
         self.traces.append(
             StageTrace(
-                dim=tier.dim,
-                dtype=tier.dtype,
-                engine=engine,
-                num_scored=num_scored,
-                bytes_read=num_bytes,
-                seconds=perf_counter() - start_s,
+                tier.dim, tier.dtype, engine, num_scored, num_bytes, perf_counter() - start_s
             )
         )
 

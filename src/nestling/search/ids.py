@@ -1,10 +1,12 @@
 """The ids of all rows in two plain files, so that a search needs no catalogue to name its hits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple, final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 
 IDS = "ids.bin"
 """UTF-8 of the ids, back to back."""
@@ -37,18 +39,32 @@ class RowIds:
     """
 
     def __init__(self, text: UInt8[np.ndarray, " bytes"], ends: Int64[np.ndarray, " rows"]) -> None:
-        self._text = text.data
-        self._ends = ends
+        self._text = _read_only(text)
+        self._ends = _read_only(ends)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def lookup(self, rows: Int64[np.ndarray, " found"]) -> list[str]:
         """Return the ids of some rows, each at least 0 and below the number of rows."""
-        text = self._text
-        ends = self._ends[rows].tolist()
-        starts = self._ends[rows - 1]
-        starts[rows == 0] = 0  # there, the line above took the last row's end
-        return [
-            str(text[start:end], "utf-8") for start, end in zip(starts.tolist(), ends, strict=True)
-        ]
+        ends = np.empty(len(rows), np.int64)
+        gathered = self._gather_bytes(self._text, self._ends, _read_only(rows), ends).tobytes()
+        bounds = [0, *ends.tolist()]
+        if gathered.isascii():  # then a place among the bytes is one among the characters
+            text = gathered.decode()
+            return [text[start:end] for start, end in pairwise(bounds)]
+        return [gathered[start:end].decode() for start, end in pairwise(bounds)]
+
+    @cached_property
+    def _gather_bytes(self) -> Callable[..., UInt8[np.ndarray, " bytes"]]:
+        # Here and not above: numba takes a third of a second to import.
+        from nestling.search._id_kernels import gather_bytes
+
+        return gather_bytes
+
+
+def _read_only(array: Shaped[np.ndarray, " values"]) -> Shaped[np.ndarray, " values"]:
+    """Return a contiguous read-only view: kernels are compiled once per kind of array."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

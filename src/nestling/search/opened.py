@@ -3,7 +3,9 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -50,6 +52,10 @@ class Found(NamedTuple):
     rows: Int64[np.ndarray, "queries k"]
     scores: Float32[np.ndarray, "queries k"]
     trace: SearchTrace
+
+
+_new_hit: Callable[[tuple[Any, ...]], Hit] = partial(tuple.__new__, Hit)
+"""Makes a hit of a tuple of its parts, in half the time."""
 
 
 @final
@@ -103,11 +109,9 @@ class Opened:
         ran = self._funnel.run(
             rows, num_results=num_results, allowed=allowed, num_threads=num_threads
         )
-        trace = SearchTrace(
-            generation=manifest.generation,
-            stages=tuple(ran.stages),
-            certificate=ran.certificate,
-        )
+        trace = SearchTrace(manifest.generation, tuple(ran.stages), ran.certificate)
+        if offset == 0:
+            return Found(*ran.best, trace)
         return Found(ran.best.rows[:, offset:], ran.best.scores[:, offset:], trace)
 
     def hits(self, found: Found, *, with_documents: bool) -> list[list[Hit]]:
@@ -116,26 +120,30 @@ class Opened:
         Raises:
             FormatError: If one of them is damaged.
         """
-        is_hit = found.rows >= 0
-        rows = found.rows[is_hit]
+        rows, scores = found.rows, found.scores
+        num_hits = None
+        if len(rows) == 1:
+            rows, scores = rows[0], scores[0]
+            if len(rows) and rows[-1] < 0:  # empty places come last
+                is_hit = rows >= 0
+                rows, scores = rows[is_hit], scores[is_hit]
+        else:
+            is_hit = rows >= 0
+            num_hits = is_hit.sum(axis=1)
+            rows, scores = rows[is_hit], scores[is_hit]
         doc_ids = self.snapshot.ids.lookup(rows)
-        scores = found.scores[is_hit].tolist()
+        texts: Iterable[str | None] = repeat(None)
+        metadata: Iterable[Mapping[str, Any] | None] = repeat(None)
         if with_documents:
             entries = self.snapshot.catalogue.lookup(np.unique(rows).tolist())
             whole = [entries[row] for row in rows.tolist()]
-            flat = [
-                Hit(doc_id, score, entry.text, _parse(entry.metadata))
-                for doc_id, score, entry in zip(doc_ids, scores, whole, strict=True)
-            ]
-        else:
-            flat = [
-                Hit(doc_id, score, None, None)
-                for doc_id, score in zip(doc_ids, scores, strict=True)
-            ]
-        if len(found.rows) == 1:
+            texts = [entry.text for entry in whole]
+            metadata = [_parse(entry.metadata) for entry in whole]
+        flat = list(map(_new_hit, zip(doc_ids, scores.tolist(), texts, metadata, strict=False)))
+        if num_hits is None:
             return [flat]
-        ends = is_hit.sum(axis=1).cumsum().tolist()
-        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        ends = num_hits.cumsum().tolist()
+        return [flat[start:end] for start, end in pairwise([0, *ends])]
 
     def _select(self, where: str) -> RowSet:
         with self._lock:

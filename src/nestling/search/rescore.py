@@ -65,7 +65,7 @@ class RowScorer:
             num_rows=len(tier),
             takes_norms=tier.is_raw,
         )
-        self._norms = _read_only(np.empty(0, np.float32) if tier.norms is None else tier.norms)
+        self._norms = norms_of(tier)
 
     def score(
         self, folded: Folded, shortlists: Int64[np.ndarray, "queries kept"], *, num_threads: int = 1
@@ -209,6 +209,34 @@ def pick_best(
     return found
 
 
+def rank_products(
+    queries: Float32[np.ndarray, "queries dim"],
+    norms: Float32[np.ndarray, " rows"],
+    rows: Int64[np.ndarray, "queries kept"],
+    products: Float32[np.ndarray, "queries kept"],
+    k: int,
+) -> TopK:
+    """Return the k best of some rows by cosine, from their products with the queries.
+
+    Args:
+        queries: Of any length, not zero.
+        norms: Of all rows, as `norms_of` returns them.
+        rows: Row numbers, contiguous; -1 marks an empty place, and so does a 0 behind the first.
+        products: Of a query and each of its rows.
+        k: How many to keep per query.
+    """
+    from nestling.search import _rescore_kernels as kernels
+
+    found = _room(len(rows), k)
+    kernels.rank_products(_read_only(queries), norms, rows, products, *found)
+    return found
+
+
+def norms_of(tier: Tier) -> Float32[np.ndarray, " rows"]:
+    """Return the norms of a tier's rows as compiled code takes them; none if they are 1."""
+    return _NO_NORMS if tier.norms is None else _read_only(tier.norms)
+
+
 def _room(num_queries: int, k: int) -> TopK:
     return TopK(np.empty((num_queries, k), np.int64), np.empty((num_queries, k), np.float32))
 
@@ -221,6 +249,7 @@ def _read_only(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shap
 
 
 _NO_ROWS = _read_only(np.empty(0, np.int64))
+_NO_NORMS = _read_only(np.empty(0, np.float32))
 
 
 def _code_bytes(tier: Tier) -> int:

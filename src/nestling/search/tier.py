@@ -11,8 +11,9 @@ their norms are taken when they are scored. A rotated binary tier holds signs of
 its queries are rotated alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,9 +131,6 @@ class Tier:
         Raises:
             DimensionError: If they are narrower.
         """
-        # Here and not above: numba takes a third of a second to import.
-        from nestling.search._rescore_kernels import fold_queries
-
         check_dim(self.dim, queries.shape[1])
         factor = self.dim**-0.5 if self.dtype in SIGNS else 1.0
         scale = _NO_SCALE if self.scale is None else self.scale.view()
@@ -140,7 +138,7 @@ class Tier:
         folded = np.empty((len(queries), self.dim), np.float32)
         rows = np.ascontiguousarray(queries, np.float32).view()
         rows.flags.writeable = False
-        fold_queries(rows, scale, factor, folded)
+        _fold_kernel()(rows, scale, factor, folded)
         return folded if self.rotation is None else folded @ self.rotation
 
     def ensure(self, rows: Int64[np.ndarray, "*places"]) -> None:
@@ -195,6 +193,14 @@ class Tier:
             return TierRows(vectors, _lengths(prefixes), 0)
         unit = take_prefix(prefixes, self.dim, renormalize=True)
         return TierRows(unit.astype(STORED_AS[self.dtype]), None, 0)
+
+
+@cache
+def _fold_kernel() -> Callable[..., None]:
+    # Not above: numba takes a third of a second to import. Kept, for every query asks for it.
+    from nestling.search._rescore_kernels import fold_queries
+
+    return fold_queries
 
 
 def empty_tier(

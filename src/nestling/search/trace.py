@@ -1,14 +1,12 @@
 """What a search did: candidates, bytes and seconds per stage, and what is proven about the result."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nestling.core import Dtype
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageTrace:
+class StageTrace(NamedTuple):
     """One stage of a search, all its queries together.
 
     Attributes:
@@ -28,8 +26,7 @@ class StageTrace:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchTrace:
+class SearchTrace(NamedTuple):
     """What a search did.
 
     Attributes:
@@ -45,4 +42,4 @@ class SearchTrace:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self)
+        return self._asdict() | {"stages": [stage._asdict() for stage in self.stages]}

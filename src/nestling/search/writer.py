@@ -136,8 +136,9 @@ def write_change(path: Path, snapshot: Snapshot, change: Change) -> int:
     before = snapshot.manifest
     rows = path / before.rows
     with RowsWriter(rows, before.states_in(before.rows)) as writer:
-        writer.write(change.vectors)
-        writer.write_ids([entry.doc_id for entry in change.entries])
+        if change.entries:  # a deletion need not wait until what sums rows is loaded
+            writer.write(change.vectors)
+            writer.write_ids([entry.doc_id for entry in change.entries])
         writer.bury(change.dead)
     files = {**before.files, **named(before.rows, writer.states)}
     num_clipped = 0

@@ -1,7 +1,8 @@
 """The default fast engine: a graph of near rows, walked in compiled code over the tier's own codes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -59,16 +60,19 @@ class GraphEngine(Engine):
         self._tier = tier
         self._parts = parts
         self._rooms: list[WalkRoom] = []
-        if parts is None:
-            return
+
+    @cached_property
+    def _search_rows(self) -> Callable[..., int]:
+        """The compiled walk through this graph, loaded when the first query comes."""
         # Here and not above: numba takes a third of a second to import.
         from nestling.search.graph._walk_kernels import search_rows
 
-        self._search_rows = search_rows
-        self._scorer = RowScorer(tier)
-        self._fixed = (
-            self._scorer.layout,
-            _NO_NORMS if tier.norms is None else _read_only(tier.norms),
+        parts, norms = self._parts, self._tier.norms
+        assert parts is not None  # noqa: S101  (without rows there is nothing to walk through)
+        return partial(
+            search_rows,
+            RowScorer(self._tier).layout,
+            _NO_NORMS if norms is None else _read_only(norms),
             parts.neighbours,
             parts.slots,
             parts.entries,
@@ -184,7 +188,6 @@ class GraphEngine(Engine):
     ) -> int:
         room = self._take_room(parts, max(window, found.rows.shape[1]))
         num_scored = self._search_rows(
-            *self._fixed,
             bits,
             folded,
             window,

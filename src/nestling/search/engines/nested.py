@@ -4,8 +4,9 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -26,6 +27,9 @@ from nestling.search.nested.certificate import Tally
 from nestling.search.nested.records import Records, empty_records, encode_rows
 from nestling.search.rowset import RowSet
 from nestling.search.tier import Tier
+
+if TYPE_CHECKING:
+    from nestling.search.nested.finder import Finder
 
 HEADER = "nested.json"
 BASIS = "basis.bin"
@@ -59,14 +63,18 @@ class NestedEngine(Engine):
     }
 
     def __init__(self, tier: Tier, bands: Bands, records: Records) -> None:
-        # Here and not above: numba takes a third of a second to import.
-        from nestling.search.nested.finder import Finder
-
         self.num_rows = len(records[0])
         self._tier = tier
         self._bands = bands
         self._records = records
-        self._finder = Finder(tier, bands, records)
+
+    @cached_property
+    def _finder(self) -> "Finder":
+        """What searches the records, loaded when the first query comes."""
+        # Here and not above: numba takes a third of a second to import.
+        from nestling.search.nested.finder import Finder
+
+        return Finder(self._tier, self._bands, self._records)
 
     @classmethod
     def build(

@@ -20,7 +20,7 @@ from nestling.core.progress import Progress, silent
 from nestling.errors import FormatError
 from nestling.search.engines.base import Engine, EngineFound, Setting
 from nestling.search.engines.own_scores import OwnScores, unit_rows
-from nestling.search.rescore import pick_best
+from nestling.search.rescore import norms_of, pick_best, rank_products
 from nestling.search.rowset import RowSet
 from nestling.search.tier import Tier
 
@@ -35,6 +35,9 @@ LVQ_BITS = frozenset({(4, 0), (4, 4), (4, 8), (8, 0), (8, 8)})
 FACTORS_ASKED = (1, 2, 4, 8)
 """Rows asked for, over those that a filter of the same size drawn at random would call for."""
 
+LENGTH_SLACK = 1e-3
+"""How far from 1 lengths may be for products to lead a walk as cosines would."""
+
 SCAN_SHARE = 16
 """Below one allowed row in so many, they are better read one by one."""
 
@@ -44,8 +47,8 @@ class VamanaEngine(Engine):
     """Walks a flat graph of near neighbours, over codes of its own.
 
     The package prints a line and ends the process if it is asked for LVQ codes on a processor that is
-    not Intel's, so that this class looks first. Where its codes are those of the tier, so are its scores;
-    other codes are scored again from the tier. It knows no filter: more rows are asked for, twice as
+    not Intel's, so that this class looks first. Where its codes can be those of the tier, so are its
+    scores; other codes are scored again from the tier. It knows no filter: more rows are asked for, twice as
     many each time, until enough of them are allowed; past eight times what a filter drawn at random
     would call for it gives up, and a scan finds the rest.
     """
@@ -81,13 +84,13 @@ class VamanaEngine(Engine):
     }
 
     def __init__(self, tier: Tier, index: Any, num_rows: int, settings: Mapping[str, int]) -> None:
-        bits = _bits(tier, settings)
         self._tier = tier
         self._scores = OwnScores(tier)
         self._index = index
         self.num_rows = num_rows
         self._bytes_per_row = _bytes_per_row(tier, settings)
-        self._scores_as_tier = tier.norms is None and PLAIN_TYPES.get(bits) == tier.codes.dtype
+        self._norms = norms_of(tier)
+        self._has_own_codes = not _takes_codes(tier, num_rows, settings)
         self._lock = Lock()
         self._window = self._num_threads = 0
 
@@ -110,11 +113,15 @@ class VamanaEngine(Engine):
         num_rows = len(tier)
         if not num_rows:
             return cls(tier, None, 0, settings)
-        rows = unit_rows(tier, 0, num_rows)
+        if _takes_codes(tier, num_rows, settings):
+            tier.ensure_span(0, num_rows)
+            rows = np.ascontiguousarray(tier.codes[:, : tier.dim])
+        else:
+            rows = unit_rows(tier, 0, num_rows)
+            rows = rows.astype(PLAIN_TYPES.get(bits, np.float32), copy=False)
         parameters = svs.VamanaBuildParameters(
             alpha=ALPHA, graph_max_degree=settings["degree"], window_size=settings["build_window"]
         )
-        rows = rows.astype(PLAIN_TYPES.get(bits, np.float32), copy=False)
         index = svs.Vamana.build(parameters, rows, svs.DistanceType.MIP, num_threads=num_threads)
         if bits not in PLAIN_TYPES:
             with TemporaryDirectory() as folder:
@@ -135,23 +142,20 @@ class VamanaEngine(Engine):
         num_threads: int = 1,
     ) -> EngineFound:
         """Return the best rows met on the walk, at most `k` per query."""
-        folded = self._tier.fold(queries)
         if self._index is None or not len(queries):
             empty = np.full((len(queries), 1), -1, dtype=np.int64)
             return EngineFound(pick_best(empty, np.empty(empty.shape, np.float32), k))
-        # The codes are values at length 1, whatever the tier's are, and the length of a query changes
-        # no order.
-        prefixes = (
-            folded if self._scores_as_tier else np.ascontiguousarray(queries[:, : self._tier.dim])
-        )
+        # The length of a query changes no order.
+        prefixes = np.ascontiguousarray(queries[:, : self._tier.dim])
         window = settings["window"]
         if allowed is None:
-            rows, scores = self._walk(prefixes, min(k, self.num_rows), window, num_threads)
+            rows, products = self._walk(prefixes, min(k, self.num_rows), window, num_threads)
         else:
-            rows, scores = self._walk_allowed(prefixes, k, window, allowed, num_threads)
-        if self._scores_as_tier:
-            return EngineFound(pick_best(rows, scores, k))
-        return EngineFound(self._scores.scorer.best(folded, rows, k, num_threads=num_threads).best)
+            rows, products = self._walk_allowed(prefixes, k, window, allowed, num_threads)
+        if self._has_own_codes:
+            rows = _without_repeats(rows)
+            return EngineFound(self._scores.best(queries, rows, k, num_threads=num_threads))
+        return EngineFound(rank_products(prefixes, self._norms, rows, products, k))
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write parameters, links and codes, each into a folder of its own."""
@@ -213,11 +217,7 @@ class VamanaEngine(Engine):
             if num_threads != self._num_threads and len(prefixes) > 1:
                 self._index.num_threads = self._num_threads = num_threads
             found, scores = self._index.search(prefixes, k)
-        rows = found.view(np.int64)
-        if np.count_nonzero(rows[:, -1]) < len(rows):
-            # Places that the walk did not fill hold row 0, which may stand once.
-            rows[(rows == 0) & (np.cumsum(rows == 0, axis=1) > 1)] = -1
-        return rows, scores
+        return found.view(np.int64), scores
 
     def _walk_allowed(
         self,
@@ -237,10 +237,25 @@ class VamanaEngine(Engine):
         for factor in FACTORS_ASKED:
             num_asked = min(factor * first_asked, self.num_rows)
             rows, scores = self._walk(prefixes, num_asked, window, num_threads)
+            rows = _without_repeats(rows)
             rows = np.where((rows >= 0) & allowed.mask[rows], rows, -1)
             if num_asked == self.num_rows or ((rows >= 0).sum(axis=1) >= wanted).all():
                 break
         return rows, scores
+
+
+def _without_repeats(rows: Int64[np.ndarray, "queries k"]) -> Int64[np.ndarray, "queries k"]:
+    """Return rows as walked to, with -1 where a place was not filled: the walk leaves row 0 there."""
+    is_first = rows == 0
+    return np.where(is_first & (np.cumsum(is_first, axis=1) > 1), -1, rows)
+
+
+def _takes_codes(tier: Tier, num_rows: int, settings: Mapping[str, int]) -> bool:
+    """Say whether the graph can walk over the tier's own codes."""
+    if PLAIN_TYPES.get(_bits(tier, settings)) != tier.codes.dtype:
+        return False
+    norms = tier.norms
+    return norms is None or bool((np.abs(norms[:num_rows] - 1) <= LENGTH_SLACK).all())
 
 
 def _folders(folder: Path) -> tuple[str, str, str]:
