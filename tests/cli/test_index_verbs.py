@@ -257,6 +257,37 @@ def test_deleted_documents_are_gone_and_all_or_none(index: Path, tmp_path: Path)
     assert not [hit for hit in found(index, "bread in the kitchen") if "kitchen-bread" in hit]
 
 
+def heavy_modules_after(*arguments: object) -> set[str]:
+    """Return what takes long to load, and a verb loads in a process of its own."""
+    program = (
+        "import sys\nfrom nestling.cli import main\n"
+        f"main({[str(argument) for argument in arguments]!r}, standalone_mode=False)\n"
+        "print(*sorted({'faiss', 'numba', 'scipy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return set(finished.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("engine", "stages"),
+    [
+        ("flat", STAGES),
+        ("graph", STAGES),
+        ("nested", ("--stage", "256:float32")),
+        ("signs", ("--stage", "256:rotated-binary")),
+    ],
+)
+def test_a_verb_that_scores_nothing_loads_nothing_compiled(
+    engine: str, stages: tuple[str, ...], index: Path, tmp_path: Path
+) -> None:
+    as_json("resize", index, *stages, "--engine", engine)
+    assert heavy_modules_after("delete", index, "river-bread-1999") == set()
+    assert heavy_modules_after("backup", index, "--out", tmp_path / "copy") == set()
+    assert heavy_modules_after("search", index, "bread at the river") >= {"numba"}
+    assert found(index, "bread at the river")
+
+
 def test_compact_frees_what_was_deleted_and_says_when_there_is_nothing_to_do(index: Path) -> None:
     as_json("delete", index, *(f"{place}-bread-1999" for place in PLACES))
     before = found(index, "bread in the kitchen", "--top-k", 50)

@@ -64,6 +64,22 @@ def test_builtin(
     assert open_corpus(uri) is task.corpus
 
 
+def test_documents_of_builtin_that_were_opened_are_not_read_again(
+    no_harvest: list[bool], builtin_corpus: Corpus, beir_folder: Path
+) -> None:
+    for uri in ("builtin", "builtin#train"):
+        task = open_task(uri, corpus=builtin_corpus)
+        assert isinstance(task, RetrievalTask)
+        assert task.corpus is builtin_corpus
+    assert no_harvest == []
+    open_task("builtin:wide", corpus=builtin_corpus)
+    open_task("builtin", corpus=open_corpus(str(beir_folder)))
+    assert no_harvest == [True, False]
+    other = open_task(f"beir:{beir_folder}", corpus=builtin_corpus)
+    assert isinstance(other, RetrievalTask)
+    assert len(other.corpus) == 3
+
+
 def test_beir(beir_folder: Path) -> None:
     (beir_folder / "qrels" / "train.tsv").write_text("q2\td2\t1\n")
     plain = open_task(f"beir:{beir_folder}")

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.core import Dtype, Fingerprint, Space
+from nestling.encode.nest_manifest import NestManifest
 from nestling.errors import EvidenceError
 from nestling.measure import (
     PlanBudget,
@@ -325,7 +327,43 @@ def test_nothing_to_lose_is_kept_whole():
 def test_heads_are_prefixes_that_are_worth_trying():
     assert candidate_widths(1024, None) == (16, 32, 64, 128, 256, 512, 1024)
     assert candidate_widths(256, (8, 64, 256)) == (8, 64, 256)
+    # None of these can be a head, and too many would take too long.
+    assert candidate_widths(1024, (8, 512, 1024)) == (8, 16, 32, 64, 128, 256, 512, 1024)
+    assert candidate_widths(256, (256,)) == candidate_widths(256, None) == (16, 32, 64, 128, 256)
+    assert candidate_widths(768, range(10, 769, 10)) == (20, 50, 100, 190, 380, 768)
     heads = candidate_heads(candidate_widths(1024, None))
     assert all(head.dim >= 16 for head in heads)
     assert len(set(heads)) == len(heads)
     assert (128, Dtype.ROTATED_BINARY) in {head.key for head in heads}
+
+
+def test_the_widths_of_the_model_are_tried_where_they_are_known(vectors, sample, tmp_path):
+    made_by = replace(fingerprint(), origin={"model": f"nest:{tmp_path}"})
+    goal, budget = PlanGoal(min_quality=0.5), PlanBudget(time_s=1e9)
+
+    def widths(**options: Any) -> tuple[list[int], set[int]]:
+        choice = plan_search(
+            vectors,
+            made_by,
+            sample,
+            goal,
+            budget,
+            engines=("flat",),
+            clock=FakeClock(),
+            **options,
+        )
+        return choice.evidence["widths"], {point.plan.head.dim for point in choice.points}
+
+    assert widths()[0] == [16, 32, 64]
+    NestManifest(
+        kind="static",
+        model="m",
+        embed_dim=WIDTH,
+        nesting_dims=(8, 20, 40, WIDTH),
+        fingerprint=made_by,
+    ).save(tmp_path)
+    tried, heads = widths()
+    assert tried == [8, 20, 40, 64]
+    assert heads <= {20, 40, 64}
+    assert heads & {20, 40}
+    assert widths(nesting_dims=(24, WIDTH))[0] == [24, 64]

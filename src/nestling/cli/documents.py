@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from nestling.cli.inputs import chunking_for, talk_about
+from nestling.cli.inputs import chunking_for, open_documents_once, talk_about
 from nestling.core import Fingerprint
 from nestling.core.progress import Progress
-from nestling.data import Corpus, open_corpus
+from nestling.data import Corpus
 from nestling.encode import (
     Encoded,
     Encoder,
@@ -25,7 +25,7 @@ def encode_documents(
     encoder: Encoder, corpus: str, *, bad_rows: Any, progress: Progress
 ) -> tuple[Encoded, Corpus]:
     """Encode a corpus into the cache that `measure` uses too: what was measured is not encoded again."""
-    documents = open_corpus(corpus, chunking=chunking_for(encoder), progress=progress)
+    documents = open_documents_once(corpus, chunking=chunking_for(encoder), progress=progress)
     cached = cache_folder(encoder.fingerprint, documents.corpus_hash, "document")
     encoded = encode_corpus(encoder, documents, cached, bad_rows=bad_rows, progress=progress)
     talk_about(encoded, documents, encoder=encoder)
@@ -53,7 +53,7 @@ def open_documents(
         if needs_cutting and reader is None:
             reader = reopen_encoder(encoded.folder.fingerprint, **encoder_options)
         chunking = None if reader is None else chunking_for(reader)
-        documents = open_corpus(corpus, chunking=chunking, progress=progress)
+        documents = open_documents_once(corpus, chunking=chunking, progress=progress)
     talk_about(encoded, documents, encoder=None)
     return encoded, documents
 

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 import numpy as np
 from jaxtyping import Float
 
+from nestling.cli.inputs import open_task_once
 from nestling.cli.options import Decorator
 from nestling.cli.terminal import talk
 from nestling.core.progress import Progress
-from nestling.data import RetrievalTask, open_task
+from nestling.data import RetrievalTask
 from nestling.encode import Encoder
 from nestling.measure import PlanBudget, PlanGoal, Sample
 from nestling.search import ENGINES, engine_class
@@ -183,7 +183,7 @@ def read_sample(
     """Return queries of a task, encoded; without a task, documents that serve as queries."""
     if task is None:
         return Sample.of_documents(vectors, doc_ids, num_queries=num_queries, seed=seed)
-    opened: Any = open_task(task, progress=progress)
+    opened = open_task_once(task, progress=progress)
     if not isinstance(opened, RetrievalTask):
         raise click.UsageError(
             f"--task {task} has no queries to search for. Name a retrieval task, or leave it out: "

@@ -14,6 +14,21 @@ from nestling.encode import Encoded, Encoder, open_encoder, truncation_notes
 CHUNK_TOKENS = 256
 """Length of a chunk for encoders without a limit: a few paragraphs that are about one thing."""
 
+DOCUMENTS_KEY = "nestling.documents"
+
+
+def open_documents_once(corpus: str, *, chunking: Chunking | None, progress: Progress) -> Corpus:
+    """Open a corpus, and keep it for a task of the same run: the built-in one takes long to read."""
+    documents = open_corpus(corpus, chunking=chunking, progress=progress)
+    click.get_current_context().meta[DOCUMENTS_KEY] = documents
+    return documents
+
+
+def open_task_once(task: str, *, progress: Progress) -> Task:
+    """Open a task, over the documents that this run has opened already if they are its own."""
+    documents = click.get_current_context().meta.get(DOCUMENTS_KEY)
+    return open_task(task, corpus=documents, progress=progress)
+
 
 def open_encoder_and_corpus(
     model: str, corpus: str, *, progress: Progress, base_url: str | None, max_tokens: int | None

@@ -91,9 +91,14 @@ def read_builtin_corpus(*, is_wide: bool, progress: Progress = silent) -> Corpus
     return Corpus(
         doc_ids=[document.name for document in documents],
         texts=[document.text for document in documents],
-        source="builtin:wide" if is_wide else "builtin",
+        source=name_builtin(is_wide=is_wide),
         notes=tuple(notes),
     )
+
+
+def name_builtin(*, is_wide: bool) -> str:
+    """Return what the corpus calls its source, which is also the TASK without a split."""
+    return "builtin:wide" if is_wide else "builtin"
 
 
 def make_builtin_task(corpus: Corpus, split: str, *, name: str) -> RetrievalTask:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nestling.core.progress import Progress, silent
 from nestling.data.beir import is_beir_folder, read_beir, read_beir_corpus
-from nestling.data.builtin import make_builtin_task, read_builtin_corpus
+from nestling.data.builtin import make_builtin_task, name_builtin, read_builtin_corpus
 from nestling.data.chunking import Chunking
 from nestling.data.corpora import open_queries, read_corpus
 from nestling.data.digits import make_digits_task
@@ -42,6 +42,7 @@ def open_task(
     chunking: Chunking | None = None,
     queries: Path | str | None = None,
     split: str | None = None,
+    corpus: Corpus | None = None,
     progress: Progress = silent,
 ) -> Task:
     """Read everything a TASK names.
@@ -53,6 +54,8 @@ def open_task(
         queries: For a `self:` task: a file of query texts, or of query vectors.
         split: Which split of `builtin` or `beir:` to take where the TASK names none; test by
             default. Other tasks have one file per split and take no notice.
+        corpus: Documents that were opened before. Those of `builtin` are not read again if these are
+            they; other tasks take no notice.
         progress: Told as files are read.
 
     Raises:
@@ -70,7 +73,9 @@ def open_task(
     chosen = named_split or split or DEFAULT_SPLIT
     name = uri if named_split or chosen == DEFAULT_SPLIT else f"{uri}#{chosen}"
     if form == "builtin":
-        corpus = read_builtin_corpus(is_wide=rest == "wide", progress=progress)
+        is_wide = rest == "wide"
+        if corpus is None or corpus.source != name_builtin(is_wide=is_wide):
+            corpus = read_builtin_corpus(is_wide=is_wide, progress=progress)
         return make_builtin_task(corpus, chosen, name=name)
     path = Path(rest).expanduser()
     if form == "beir":

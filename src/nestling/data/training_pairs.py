@@ -7,8 +7,6 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from nestling.data.splits import unit_hash
 from nestling.data.types import Corpus, RetrievalTask
@@ -283,6 +281,10 @@ def _link(*columns: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
 
     The graph has a node for each row, and for each value one that its rows hang on.
     """
+    # Here and not above: SciPy's graphs take a quarter of a second to import.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     num_rows = len(columns[0])
     values = np.concatenate(columns) + num_rows
     rows = np.tile(np.arange(num_rows), len(columns))

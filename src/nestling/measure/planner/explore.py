@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from nestling.core import Dtype, Fingerprint
 from nestling.core.progress import Progress, silent
+from nestling.encode.nesting_dims import find_nesting_dims
 from nestling.errors import EvidenceError
 from nestling.measure.environment import describe_environment
 from nestling.measure.planner.bench import Workbench
@@ -79,7 +80,8 @@ def plan_search(
         goal: What to keep.
         budget: What it may cost. Time to plan is a guide: what was begun is finished.
         engines: Names of the engines to try.
-        nesting_dims: Widths the model was trained at; by default halvings of the full width.
+        nesting_dims: Widths the model was trained at; by default those that can be found out from the
+            fingerprint, else halvings of the full width.
         seed: Of the halves and the intervals.
         num_threads: Threads for building and for the rankings. Latency is always that of one.
         clock: Counts seconds.
@@ -96,7 +98,7 @@ def plan_search(
         goal,
         budget,
         engines=engines,
-        widths=candidate_widths(vectors.shape[1], nesting_dims),
+        widths=candidate_widths(vectors.shape[1], nesting_dims or find_nesting_dims(fingerprint)),
         seed=seed,
         progress=progress,
     )
@@ -376,6 +378,7 @@ class _Planner:
             "num_queries_to_tell": len(self.teller),
             "exact_quality": float(self.told.exact_quality().mean()),
             "metric": self.sample.metric if self.sample.qrels is not None else "recall_at_10",
+            "widths": list(self.widths),
             "engines": list(self.engines),
             "num_threads_to_build": self.bench.num_threads,
             **describe_environment(seed=self.seed, command=None),
