@@ -147,6 +147,37 @@ def test_build_chooses_by_the_queries_of_a_task(task: Path, tmp_path: Path) -> N
     assert json.loads(again.stdout)["evidence"]["metric"] == "ndcg_at_10"
 
 
+def test_a_page_is_drawn_whether_or_not_a_plan_reaches_the_goal(
+    vectors: Path, tmp_path: Path
+) -> None:
+    page, goal = tmp_path / "plan.html", ("--target-recall", "0.9", "--engines", "flat", *QUICK)
+    result = run("choose", "--vectors", vectors, *goal, "--report", page)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {page}" in result.stderr
+    html = page.read_text("utf-8")
+    verdict = result.stdout.splitlines()[0]
+    assert verdict.partition(" keeps ")[2].partition(" (")[0] in html
+    assert "chosen: 1" in html
+    assert "<dd>1 s</dd>" in html
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.html"]
+
+    again = run("choose", "--vectors", vectors, *goal, "--report", page)
+    assert again.exit_code == 1
+    assert "plan.html exists and is never overwritten silently. Pass --overwrite or anot" in said(
+        again
+    )
+    assert page.read_text("utf-8") == html
+    both = ("--out", tmp_path / "plan.json", "--report", page, "--overwrite")
+    failed = run("choose", "--vectors", vectors, *goal, "--max-memory", "1KB", *both)
+    assert failed.exit_code == 1
+    assert "no plan was written" in failed.stderr
+    assert "No head of these vectors keeps at least 90.0%" in page.read_text("utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.html"]
+    named = run("choose", "--vectors", vectors, *goal, "--report", tmp_path / "plan.json")
+    assert named.exit_code == 1
+    assert "`--report` must end in .html, got" in said(named)
+
+
 def test_vectors_without_a_model_answer_no_task(vectors: Path, task: Path) -> None:
     quality = ("--min-quality", "0.9", "--task", f"beir:{task}")
     nameless = run("choose", "--vectors", vectors, *quality)
@@ -186,6 +217,10 @@ BUILD = ("build", "--vectors", "VECTORS", "--out", "never")
         ((*SEARCH, "--target-recall", "0.9", "--num-queries", "9"), "9 is not in the range x>=10"),
         (("choose", "r.json", "--max-memory", "1MB"), "--max-memory needs --vectors or --index."),
         (("choose", "r.json", "--task", "builtin"), "--task needs --vectors or --index."),
+        (
+            ("choose", "r.json", "--report", "r.html"),
+            "--report needs --vectors or --index: the report on RESULTS.json goes beside --out.",
+        ),
         (("choose", "r.json", "--min-quality", "0.9"), "--min-quality needs --vectors or --index."),
         ((*BUILD, "--max-memory", "1MB"), "--max-memory needs --target."),
         ((*BUILD, "--task", "builtin"), "--task needs --target."),

@@ -1,7 +1,12 @@
-"""A small reader of the report's HTML, for its tests: balance, ids, text, tables."""
+"""A small reader of the reports' HTML, for their tests: balance, ids, text, tables."""
 
+import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from xml.etree import ElementTree as Xml
+
+HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>&\"'"
+"""A name that must stay text."""
 
 _VOID = {"meta", "br"}
 
@@ -89,3 +94,27 @@ def body_rows(node: Node) -> list[list[str]]:
         for row in node.all("tr")
         if any(cell.attributes.get("scope") == "row" for cell in row.children)
     ]
+
+
+def check_page(html: str, *, num_plots: int = 4) -> Node:
+    """Return the parsed page after everything that holds for every report."""
+    assert html.startswith("<!DOCTYPE html>")
+    root = parse(html)
+    ids = [node.attributes["id"] for node in root.walk() if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    plots = re.findall(r"<svg[^>]*role=\"img\".*?</svg>", html, flags=re.DOTALL)
+    assert len(plots) == num_plots
+    for plot in plots:
+        svg = Xml.fromstring(plot)  # noqa: S314
+        texts = [node for node in svg.iter() if node.tag.endswith("}text")]
+        assert texts, "the text of a plot stays text"
+        for reference in re.findall(r"(?:url\(|href=\")#([\w-]+)", plot):
+            assert reference in ids
+    return root
+
+
+def check_asks_nothing_of_the_network(html: str) -> None:
+    """Fail on anything that a browser would fetch."""
+    rest = html.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "//" not in re.sub(r"<pre.*?</pre>", "", rest, flags=re.DOTALL)
+    assert not re.search(r"\bsrc=|<link|@import|url\((?!#)", rest)

@@ -20,7 +20,8 @@ from nestling.cli.options import (
     refuse_given,
 )
 from nestling.cli.plans import plan_options, read_plan
-from nestling.cli.terminal import format_bytes, print_json, progress_bars
+from nestling.cli.terminal import print_json, progress_bars
+from nestling.core.sizes import format_bytes
 from nestling.data import Corpus
 from nestling.encode import open_encoder
 from nestling.errors import WriteError

@@ -13,7 +13,6 @@ from nestling.cli.options import (
     encoder_options,
     json_option,
     model_option,
-    overwrite_option,
     refuse_given,
 )
 from nestling.cli.outputs import refuse_to_overwrite
@@ -41,9 +40,11 @@ Examples:
   nestling choose results.json --max-loss-points 0.01 --metric recall_at_100
   nestling choose --vectors vectors --task builtin --min-quality 0.99 --out plan.json
   nestling choose --index index --target-recall 0.95 --max-memory 64MB --out plan.json
+  nestling choose --index index --target-recall 0.95 --report plan.html
 
 From RESULTS.json it certifies a size. From --vectors or --index it measures on this machine how to
-search them: width, format, engine and shortlists, for what is to be kept and what it may cost.
+search them: width, format, engine and shortlists, for what is to be kept and what it may cost;
+--report draws what was measured, whether a plan reaches the goal or not.
 
 Exits with 1 if --out was given and nothing could be certified, or nothing reaches
 the goal: no plan is written then.""",
@@ -105,7 +106,13 @@ the goal: no plan is written then.""",
     metavar="PLAN.json",
     help="Plan file; the report on RESULTS.json goes beside it as .html.",
 )
-@overwrite_option
+@click.option(
+    "--report",
+    type=OutputPath(),
+    metavar="PAGE.html",
+    help="Page for people on a search plan: the Pareto front drawn, and every plan measured.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what stands at --out and --report.")
 @json_option
 @debug_option
 @click.pass_context
@@ -116,6 +123,7 @@ def command(
     vectors: Path | None,
     index_folder: Path | None,
     out: Path | None,
+    report: Path | None,
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -130,7 +138,7 @@ def command(
     if results_file is not None:
         _certify(ctx, results_file, out, **options)
     else:
-        choose_search(ctx, vectors, index_folder, out, **options)
+        choose_search(ctx, vectors, index_folder, out, report, overwrite=overwrite, **options)
 
 
 def _certify(
@@ -149,6 +157,9 @@ def _certify(
     if max_loss is not None and max_loss_points is not None:
         raise click.UsageError("give --max-loss or --max-loss-points, not both.")
     refuse_given(ctx, SEARCH_OPTIONS, "--vectors or --index")
+    refuse_given(
+        ctx, ("report",), "--vectors or --index: the report on RESULTS.json goes beside --out"
+    )
     results = Results.load(results_file)
     decision = choose(
         results,

@@ -10,14 +10,16 @@ from jaxtyping import Float
 
 from nestling.cli.documents import find_encoder
 from nestling.cli.goals import check_judged, make_budget, read_sample
+from nestling.cli.inputs import command_line
 from nestling.cli.options import refuse_given
 from nestling.cli.tables import plans_table
 from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import Fingerprint, check_same_space
 from nestling.core.progress import Progress
 from nestling.encode import Encoder, VectorFolder, cache_root, open_encoder, open_stored
-from nestling.errors import EvidenceError
+from nestling.errors import EvidenceError, WriteError
 from nestling.measure import PlanChoice, PlanGoal, plan_search
+from nestling.measure.report import write_plan_report
 from nestling.search import Index
 
 RESULTS_OPTIONS = ("max_loss", "max_loss_points", "confidence")
@@ -28,16 +30,20 @@ def choose_search(
     vectors: Path | None,
     index_folder: Path | None,
     out: Path | None,
+    report: Path | None,
     *,
+    overwrite: bool,
     min_quality: float | None,
     target_recall: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Choose a search plan for vectors, or another one for an index, and write it."""
+    """Choose a search plan for vectors, or another one for an index, and write it and its page."""
     refuse_given(ctx, RESULTS_OPTIONS, "RESULTS.json; here say --min-quality or --target-recall")
     if (min_quality is None) == (target_recall is None):
         raise click.UsageError("give --min-quality or --target-recall, and one of them only.")
+    if report is not None:
+        _refuse_report(report, overwrite)
     goal = PlanGoal(min_quality=min_quality, min_recall=target_recall)
     check_judged(goal, task=options["task"], metric=options["metric"])
     choice = _plan(vectors, index_folder, goal, **options)
@@ -45,13 +51,20 @@ def choose_search(
         print_json(choice.to_json())
     else:
         show_choice(choice)
-    if out is None:
-        return
-    if choice.plan is None:
+    if out is not None and choice.plan is not None:
+        choice.plan.save(out)
+        talk(f"wrote {out}")
+    if report is not None:
+        budget = make_budget(
+            max_memory=options["max_memory"],
+            max_latency_ms=options["max_latency_ms"],
+            time_budget=options["time_budget"],
+        )
+        write_plan_report(choice, goal, budget, report, command=command_line(), overwrite=overwrite)
+        talk(f"wrote {report}")
+    if out is not None and choice.plan is None:
         talk("no plan was written, since none reaches the goal.")
         ctx.exit(1)
-    choice.plan.save(out)
-    talk(f"wrote {out}")
 
 
 def show_choice(choice: PlanChoice) -> None:
@@ -98,6 +111,20 @@ def choose_for(
         raise EvidenceError(choice.verdict)
     talk(choice.verdict)
     return choice
+
+
+def _refuse_report(report: Path, overwrite: bool) -> None:
+    """Refuse a page that is none or is there already, before any work is done.
+
+    Raises:
+        WriteError: Saying which.
+    """
+    if report.suffix != ".html":
+        raise WriteError(f"`--report` must end in .html, got {report}. Name another.")
+    if report.exists() and not overwrite:
+        raise WriteError(
+            f"{report} exists and is never overwritten silently. Pass --overwrite or another --report."
+        )
 
 
 def _plan(
@@ -182,6 +209,7 @@ def _search_plans(
         goal,
         budget,
         engines=engines,
+        nesting_dims=None if encoder is None else encoder.nesting_dims,
         seed=seed,
         num_threads=num_threads,
         progress=progress,

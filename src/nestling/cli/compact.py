@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from nestling.cli.options import debug_option, json_option
-from nestling.cli.terminal import format_bytes, print_json, progress_bars
+from nestling.cli.terminal import print_json, progress_bars
+from nestling.core.sizes import format_bytes
 from nestling.search import Index
 
 

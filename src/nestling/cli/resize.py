@@ -7,7 +7,8 @@ import click
 
 from nestling.cli.options import debug_option, json_option
 from nestling.cli.plans import plan_options, read_plan
-from nestling.cli.terminal import format_bytes, print_json, progress_bars
+from nestling.cli.terminal import print_json, progress_bars
+from nestling.core.sizes import format_bytes
 from nestling.search import EngineChoice, Index, Stage
 
 

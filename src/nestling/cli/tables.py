@@ -5,8 +5,9 @@ from itertools import groupby
 
 from rich.table import Table
 
-from nestling.cli.terminal import format_bytes, sparkline
+from nestling.cli.terminal import sparkline
 from nestling.core import Dtype
+from nestling.core.sizes import format_bytes
 from nestling.measure import Decision, PlanChoice, Results, Row
 from nestling.search import SearchTrace
 

@@ -48,14 +48,6 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def format_bytes(num_bytes: int) -> str:
-    """Return a size for people, e.g. "6.7 MB"."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:,.1f} {unit}"
-    return f"{num_bytes} bytes"
-
-
 def sparkline(values: Sequence[float]) -> str:
     """Draw values as one line of blocks, the lowest value lowest; "" for none."""
     finite = [value for value in values if math.isfinite(value)]

@@ -1,5 +1,6 @@
-"""The report: one HTML file that opens anywhere and asks nothing of the network."""
+"""The reports: HTML files that open anywhere and ask nothing of the network."""
 
 from nestling.measure.report.page import render_report, write_report
+from nestling.measure.report.plan_page import render_plan_report, write_plan_report
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_plan_report", "render_report", "write_plan_report", "write_report"]

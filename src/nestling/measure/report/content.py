@@ -2,7 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -138,9 +140,8 @@ def deploy_commands(focus: Focus) -> list[str]:
     ]
 
 
-def run_facts(results: Results) -> list[str]:
-    """Return when, where and how it was measured, as far as the results know."""
-    known = results.environment
+def run_facts(known: Mapping[str, Any]) -> list[str]:
+    """Return when and on what it was measured, as far as the environment tells."""
     cores = f"{known['num_cores']} cores, " if "num_cores" in known else ""
     hardware = cores + known["cpu"] if "cpu" in known else None
     facts = [known.get("date"), hardware]

@@ -1,40 +1,21 @@
 """The two plots: a metric against bytes, and against width."""
 
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from nestling.core import Dtype
+from nestling.measure.report.canvas import Figure, draw_figure, draw_level, mark_chosen
 from nestling.measure.report.focus import Focus
 from nestling.measure.report.labels import family_label, metric_label
 from nestling.measure.report.series import Point, Series
-from nestling.measure.report.svg import COLORS, DASHES, color_name, inline_svg, swatch
+from nestling.measure.report.svg import COLORS, DASHES, MARKERS, color_name, swatch
 
-_MARKERS = {
-    Dtype.FLOAT32: "o",
-    Dtype.FLOAT16: "s",
-    Dtype.INT8: "^",
-    Dtype.INT4: "v",
-    Dtype.BINARY: "D",
-    Dtype.ROTATED_BINARY: "X",
-}
 _MAX_MARKERS = 24
 _TICK_LABEL_PX = 52
 
 Position = Callable[[Point], int]
 """Where a point lies on the horizontal axis."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One plot as inline SVG, drawn twice: for a desk and for a phone."""
-
-    wide: Markup
-    narrow: Markup
 
 
 def draw_by_bytes(focus: Focus) -> Figure:
@@ -87,77 +68,19 @@ def _draw(
     metric = metric_label(focus.metric)
     drawn = ", ".join(entry["label"] for entry in legend(focus.series))
     title = f"{metric} against {x_label}, for {drawn}. The table on this page holds every value."
-    wide, narrow = (
-        inline_svg(
-            _plot(focus, name, size_px, position, ticks, (x_label, metric)),
-            f"{name}-{kind}",
-            title,
-        )
-        for kind, size_px in zip(("wide", "narrow"), sizes_px, strict=True)
-    )
-    return Figure(wide=wide, narrow=narrow)
 
-
-def _plot(
-    focus: Focus,
-    name: str,
-    size_px: tuple[int, int],
-    position: Position,
-    ticks: Sequence[int],
-    axis_labels: tuple[str, str],
-) -> bytes:
-    import matplotlib as mpl
-    from matplotlib import figure as mpl_figure
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    # A user's own matplotlibrc must not change the report, nor the report the user's settings.
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_settings(name))
-        # 72 dots per inch make one point one unit of the SVG.
-        canvas = FigureCanvasSVG(
-            mpl_figure.Figure(
-                figsize=(size_px[0] / 72, size_px[1] / 72), dpi=72, layout="constrained"
-            )
-        )
-        canvas.figure.patch.set_visible(False)
-        axes = canvas.figure.add_subplot()
-        axes.patch.set_visible(False)
+    def paint(axes: Any, size_px: tuple[int, int]) -> None:
         for line in reversed(focus.series):
             _draw_series(axes, line, position)
         _scale_axes(axes, focus, position, ticks, size_px[0])
-        _label_axes(axes, focus, axis_labels)
-        _draw_levels(axes, focus)
+        _label_axes(axes, focus, (x_label, metric))
+        if focus.tolerated_value is not None:
+            draw_level(axes, focus.tolerated_value)
         if focus.chosen is not None:
-            _mark_chosen(axes, focus.chosen, position(focus.chosen))
-        buffer = io.BytesIO()
-        canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return buffer.getvalue()
+            chosen = focus.chosen
+            mark_chosen(axes, float(position(chosen)), chosen.row.value, chosen.label)
 
-
-def _settings(name: str) -> dict[str, Any]:
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.family": ["DejaVu Sans"],
-        "font.size": 11.5,
-        "lines.scale_dashes": False,
-        "text.parse_math": False,
-        "text.color": COLORS["ink"],
-        "axes.labelcolor": COLORS["muted"],
-        "axes.edgecolor": COLORS["muted"],
-        "xtick.color": COLORS["muted"],
-        "ytick.color": COLORS["muted"],
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": COLORS["rule"],
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "ytick.major.size": 0.0,
-    }
+    return draw_figure(name, title, sizes_px, paint)
 
 
 def _draw_series(axes: Any, line: Series, position: Position) -> None:
@@ -169,7 +92,7 @@ def _draw_series(axes: Any, line: Series, position: Position) -> None:
     if is_cut and len(bands) == len(across) > 1:
         low, high = zip(*bands, strict=True)
         axes.fill_between(across, low, high, color=color, alpha=0.14, linewidth=0, zorder=2)
-    marks = {"color": color, "marker": _MARKERS[line.dtype], "markeredgewidth": 1.4}
+    marks = {"color": color, "marker": MARKERS[line.dtype], "markeredgewidth": 1.4}
     axes.plot(
         across,
         values,
@@ -189,42 +112,6 @@ def _draw_series(axes: Any, line: Series, position: Position) -> None:
             zorder=5,
             **marks,
         )
-
-
-def _draw_levels(axes: Any, focus: Focus) -> None:
-    if focus.tolerated_value is not None:
-        axes.axhline(
-            focus.tolerated_value,
-            color=COLORS["ink"],
-            linewidth=1.0,
-            linestyle=(0, (2, 2)),
-            zorder=2.5,
-        )
-
-
-def _mark_chosen(axes: Any, chosen: Point, across: int) -> None:
-    axes.axvline(across, color=COLORS["accent"], linewidth=1.0, zorder=2.5)
-    axes.plot(
-        [across],
-        [chosen.row.value],
-        color=COLORS["accent"],
-        marker="o",
-        markersize=14,
-        markerfacecolor="none",
-        markeredgewidth=1.8,
-        zorder=6,
-    )
-    left, right = np.log(axes.get_xlim())
-    share = (np.log(across) - left) / (right - left)
-    axes.annotate(
-        f"chosen: {chosen.label}",
-        xy=(across, 1.0),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(0, 5),
-        textcoords="offset points",
-        ha="left" if share < 0.25 else "right" if share > 0.75 else "center",
-        fontweight="bold",
-    )
 
 
 def _scale_axes(

@@ -57,6 +57,16 @@ def times(ratio: float) -> str:
     return f"{ratio:,.{digits}f}\N{MULTIPLICATION SIGN}"
 
 
+def share_text(share: float) -> str:
+    """Return a share that was asked for with the digits that it has, e.g. "99.25%"."""
+    return f"{100 * share:.6g}%"
+
+
+def low_text(share: float) -> str:
+    """Return a share rounded down: a lower bound of 98.96% must not read as one of 99%."""
+    return f"{math.floor(round(1000 * share, 6)) / 10:.1f}%"
+
+
 def loss_text(loss: float, is_relative: bool) -> str:
     """Return a loss, 0 to 1, in the unit of the tolerance: a percentage, or points of 0 to 100."""
     return f"{100 * loss:.2f}{'%' if is_relative else ' points'}"

@@ -1,39 +1,32 @@
-"""The page: the template filled in, and the file written whole."""
+"""The page on a measurement: what its template is filled in with."""
 
-import base64
-import hashlib
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from nestling.core.files import write_atomically
-from nestling.errors import WriteError
 from nestling.measure.decision import Decision
 from nestling.measure.report import content, labels, wording
 from nestling.measure.report.figures import draw_by_bytes, draw_by_width, legend
 from nestling.measure.report.focus import Focus, focus_on
 from nestling.measure.report.series import other_metrics
+from nestling.measure.report.skeleton import render_page, write_page
 from nestling.measure.report.svg import color_name, sparkline_points
 from nestling.measure.results import Results
 
-_COPY_SCRIPT = """
-for (const button of document.querySelectorAll("button[data-copies]")) {
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    const source = document.getElementById(button.dataset.copies);
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(source);
-      button.textContent = "Selected: now copy";
-    }
-  });
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "color_name": color_name,
+    "bound_text": labels.bound_text,
+    "cut_label": labels.cut_label,
+    "family_label": labels.family_label,
+    "keep_widths_whole": labels.keep_widths_whole,
+    "loss_text": labels.loss_text,
+    "metric_label": labels.metric_label,
+    "percent": labels.percent,
+    "percent_interval": labels.percent_interval,
+    "sparkline_points": sparkline_points,
+    "queries_to_pass": wording.queries_to_pass,
+    "times": labels.times,
 }
-"""
 
 
 def write_report(
@@ -45,11 +38,7 @@ def write_report(
         WriteError: If the file exists and `overwrite` is false, or cannot be written.
         EvidenceError: If the results hold no rows of the metric that is reported on.
     """
-    if path.exists() and not overwrite:
-        raise WriteError(
-            f"{path} exists and is never overwritten silently. Pass --overwrite or another --out."
-        )
-    write_atomically(path, render_report(results, decision).encode())
+    write_page(path, render_report(results, decision), overwrite=overwrite, option="--out")
 
 
 def render_report(results: Results, decision: Decision | None) -> str:
@@ -64,36 +53,16 @@ def render_report(results: Results, decision: Decision | None) -> str:
         EvidenceError: If the results hold no rows of the metric that is reported on.
     """
     focus = focus_on(results, decision)
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "color_name": color_name,
-        "bound_text": labels.bound_text,
-        "cut_label": labels.cut_label,
-        "family_label": labels.family_label,
-        "keep_widths_whole": labels.keep_widths_whole,
-        "loss_text": labels.loss_text,
-        "metric_label": labels.metric_label,
-        "percent": labels.percent,
-        "percent_interval": labels.percent_interval,
-        "sparkline_points": sparkline_points,
-        "queries_to_pass": wording.queries_to_pass,
-        "times": labels.times,
-    }
-    source = files("nestling.measure.report").joinpath("template.html").read_text("utf-8")
-    return environment.from_string(source).render(
-        results=results,
-        decision=decision,
-        focus=focus,
-        script=Markup(_COPY_SCRIPT),  # noqa: S704  (a constant of this module)
-        script_hash=base64.b64encode(hashlib.sha256(_COPY_SCRIPT.encode()).digest()).decode(),
-        **_words(results, decision, focus),
-        **_pictures(focus),
+    return render_page(
+        "template.html",
+        _FILTERS,
+        {
+            "results": results,
+            "decision": decision,
+            "focus": focus,
+            **_words(results, decision, focus),
+            **_pictures(focus),
+        },
     )
 
 
@@ -107,7 +76,7 @@ def _words(results: Results, decision: Decision | None, focus: Focus) -> dict[st
     return {
         "verdict": wording.split_verdict(verdict),
         "evidence": evidence,
-        "run": content.run_facts(results),
+        "run": content.run_facts(results.environment),
         "command": labels.flatten(results.environment.get("command", "")),
         "glance": wording.glance(results, decision, focus),
         "cautions": content.cautions(results, decision, focus),

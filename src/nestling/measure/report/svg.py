@@ -35,6 +35,14 @@ DASHES: dict[Dtype, tuple[float, ...]] = {
     Dtype.BINARY: (1.5, 2.5),
     Dtype.ROTATED_BINARY: (1.5, 5.0),
 }
+MARKERS: dict[Dtype, str] = {
+    Dtype.FLOAT32: "o",
+    Dtype.FLOAT16: "s",
+    Dtype.INT8: "^",
+    Dtype.INT4: "v",
+    Dtype.BINARY: "D",
+    Dtype.ROTATED_BINARY: "X",
+}
 _SWATCH_MARKERS = {
     Dtype.FLOAT32: "M16 3.2a3.8 3.8 0 1 0 .01 0Z",
     Dtype.FLOAT16: "M12.6 3.6h6.8v6.8h-6.8Z",
