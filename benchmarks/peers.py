@@ -60,6 +60,8 @@ class Peer:
         shares_files_of: Name of the peer whose files it opens.
         prepare: What must be there before the clock of the build starts.
         is_ours: Whether it is a plan of nestling.
+        is_fixed: Whether it comes tuned, so that its quality is what it is.
+        load_code: Loads what a search runs, so that RAM is told without it.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Peer:
     shares_files_of: str | None = None
     prepare: Callable[[np.ndarray], object] = lambda vectors: None
     is_ours: bool = False
+    is_fixed: bool = False
+    load_code: Callable[[], object] = lambda: None
 
     @property
     def is_installed(self) -> bool:

@@ -28,36 +28,42 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 
 from peers import Peer, all_peers  # noqa: E402
-from search_data import SETS, open_set  # noqa: E402
+from search_data import NUM_ASKED, SETS, open_set  # noqa: E402
 from search_ours import our_peers, plan_of  # noqa: E402
 from search_parts import measure_cold, measure_growth, measure_life  # noqa: E402
 from search_report import load, make_report, save  # noqa: E402
 from search_rounds import compare  # noqa: E402
 from search_tuning import Target  # noqa: E402
 
+from nestling.measure import PlanGoal  # noqa: E402
+
 TARGETS = {
     "wide256": Target(metric="recall", least=0.95),
     "wide1024": Target(metric="mrr", least=0.99),
 }
+GOALS = {256: PlanGoal(min_recall=0.95), 1024: PlanGoal(min_quality=0.99)}
+"""The same for the planner, by the width of the set."""
 PARTS = ("compare", "exact", "cold", "life", "growth")
 GROWTH_SET = "wide1024"
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-GROWING = (
-    "nestling graph: 64-d int8 -> 1024-d float16",
-    "funnel FAISS HNSW32 SQ8 64-d",
-    "FAISS HNSW32 SQ8",
-)
+GROWING = {
+    "nestling graph: 64-d int8 -> 1024-d float16": 1_000_000,
+    "funnel FAISS HNSW32 SQ8 64-d": 1_000_000,
+    "FAISS HNSW32 SQ8": 100_000,
+}
+"""Engines, and the most rows of each: beyond, a build at full width takes half an hour."""
 
 
 def find_peer(name: str, width: int) -> Peer:
     """Return a peer, or one of our plans, by its name in the report."""
-    return next(peer for peer in [*our_peers(width), *all_peers(width)] if peer.name == name)
+    peers = [*our_peers(width, GOALS[width]), *all_peers(width)]
+    return next(peer for peer in peers if peer.name == name)
 
 
 def run_set(name: str, given: argparse.Namespace) -> None:
     """Measure the parts of one set that are asked for and not there."""
     width = open_set(given.work, name).embed_dim
-    ours, others = our_peers(width), all_peers(width)
+    ours, others = our_peers(width, GOALS[width]), all_peers(width)
     if given.only:
         others = [peer for peer in others if any(part in peer.name for part in given.only)]
         ours = [peer for peer in ours if any(part in peer.name for part in given.only)]
@@ -85,7 +91,7 @@ def run_set(name: str, given: argparse.Namespace) -> None:
         return measure_life(given.work, name, plan, other)
 
     def run_growth() -> Any:
-        peers = [find_peer(peer, width) for peer in GROWING]
+        peers = [(find_peer(peer, width), most) for peer, most in GROWING.items()]
         return measure_growth(given.work, name, given.sizes, peers, num_queries=500)
 
     runs: dict[str, Callable[[], Any]] = {
@@ -115,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--sizes", default=SIZES, type=lambda text: [int(size) for size in text.split(",")]
     )
-    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--queries", type=int, default=NUM_ASKED)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("search_runs"))

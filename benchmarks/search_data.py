@@ -32,6 +32,8 @@ from nestling.encode import Encoder, open_encoder
 
 SETS = ("wide256", "wide1024")
 DIMS = tuple(8 << step for step in range(8))
+NUM_ASKED = 2000
+"""Queries of a benchmark unless it is told otherwise."""
 SHORTEST_PIECE = 15
 ROWS_AT_ONCE = 16_384
 PERTURBATION = 0.35
@@ -54,7 +56,7 @@ class SearchSet:
 
     def take_queries(self, count: int) -> "SearchSet":
         """Keep so many queries, evenly spread."""
-        kept = np.linspace(0, len(self.queries) - 1, min(count, len(self.queries))).astype(int)
+        kept = spread_places(len(self.queries), count)
         return SearchSet(
             name=self.name,
             vectors=self.vectors,
@@ -62,6 +64,11 @@ class SearchSet:
             relevant=self.relevant[kept],
             source=self.source,
         )
+
+
+def spread_places(count: int, wanted: int) -> np.ndarray:
+    """Return so many of `count` places, evenly spread."""
+    return np.linspace(0, count - 1, min(wanted, count)).astype(int)
 
 
 def open_set(work: Path, name: str) -> SearchSet:

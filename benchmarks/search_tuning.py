@@ -91,7 +91,7 @@ class Tuned:
     seconds: float
 
     def describe(self, peer: Peer) -> str:
-        if peer.is_exact:
+        if peer.is_exact or peer.is_fixed:
             return ""
         more = "".join(f", {name} {value}" for name, value in self.settings.items())
         return f"{peer.knob} {self.knob}{more}"
@@ -115,7 +115,10 @@ def tune(
                 memo[knob] = target.value(truth, rows)
             return memo[knob]
 
-        knob = peer.low if peer.is_exact else smallest(quality, target.least, peer.low, peer.high)
+        if peer.is_exact or peer.is_fixed:
+            knob: int | None = peer.low
+        else:
+            knob = smallest(quality, target.least, peer.low, peer.high)
         if knob is not None:
             seconds = np.min(
                 [
