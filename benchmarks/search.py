@@ -13,13 +13,15 @@ measured in turns: single queries and batches on one thread, batches on two. Par
     python benchmarks/search.py [--sets wide256,wide1024] [--parts compare,exact,cold,life,growth]
                                 [--queries 2000] [--rounds 5] [--work folder] [--out report.md]
 
-Everything is kept in the work folder (indexes, 20 GB, and results), so that a killed benchmark goes
-on; a part whose result is there is not measured again unless --again is given. On a quiet machine;
+Everything is kept in the work folder (indexes, 20 GB, settings found, and results), so that a killed
+benchmark goes on; a part whose result is there is not measured again unless --again is given, which
+forgets settings, too, and keeps indexes. On a quiet machine;
 building every peer on two cores takes about an hour, measuring another.
 """
 
 import argparse
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,8 @@ def run_set(name: str, given: argparse.Namespace) -> None:
         "life": run_life,
         "growth": run_growth,
     }
+    if given.again:
+        shutil.rmtree(given.work / "tuned" / name, ignore_errors=True)
     for part in given.parts:
         if part == "growth" and name != GROWTH_SET:
             continue

@@ -1,7 +1,6 @@
 """Every engine tuned to one quality, then all that count measured in turns."""
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,7 +51,6 @@ def compare(
                 found[peer.name] = record
         print(peer.name, left_out.get(peer.name, _in_short(found.get(peer.name))), file=sys.stderr)
     _measure_in_turns(found, work, set_name, num_queries, rounds)
-    shutil.rmtree(work / "tuned" / set_name)
     return {
         "set": set_name,
         "source": data.source,

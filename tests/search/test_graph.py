@@ -286,9 +286,10 @@ def test_a_row_is_a_query_for_others(dtype: Dtype, dim: int) -> None:
     no_rows = np.empty((0, 1), np.int32)
     graph = _walk_kernels.Graph(layout, norms, no_rows, no_rows[:, 0], no_rows[:, 0])
     numbers, tail = np.zeros(len(weights), np.float32), np.zeros(64, np.uint8)
+    lists = _walk_kernels.Lists(*np.array([0, 30, 5, 30], np.uint64))
     for row in range(30):
         query = _link_kernels.query_of_row(layout, norms, weights, row, numbers, tail)
-        _walk_kernels.score_listed(graph, query, listed, 0, 30, scores)
+        _walk_kernels.score_listed(graph, query, listed, lists, scores)
         atol = 2e-3 if dtype is Dtype.FLOAT16 else 2e-6
         np.testing.assert_allclose(scores, cosines[row], atol=atol, rtol=0)
 

@@ -4,8 +4,9 @@ A query goes from the best row it knows to that row's neighbours, and keeps the 
 sorted window, until all of these were visited (the search of Subramanya et al. 2019, DiskANN, NeurIPS).
 What this costs is waiting for memory, so three visits are under way at a time: of the first the
 neighbours' codes are there and are scored, of the second the list of neighbours is there and their codes
-are asked for, and of the third the list is asked for. The rows met before are one bit each, which stay in
-the first-level cache.
+are asked for, and of the third the list is asked for. Codes are asked for one row at a time, between the
+rows that are scored: a processor waits when it is asked for more lines at once than it can keep track of.
+The rows met before are one bit each, which stay in the first-level cache.
 
 The NumPy twins that judge these loops stand in `tests/search/test_graph.py`.
 """
@@ -87,6 +88,22 @@ class Query(NamedTuple):
     constant: float
     num_blocks: int
     tail: int
+
+
+class Lists(NamedTuple):
+    """Two lists of rows in a room: uint64 places of their starts, and behind their ends.
+
+    Attributes:
+        start: Of the list whose codes are there.
+        stop: Of the same.
+        later_start: Of the list whose codes are to be asked for.
+        later_stop: Of the same.
+    """
+
+    start: int
+    stop: int
+    later_start: int
+    later_stop: int
 
 
 class Room(NamedTuple):
@@ -219,7 +236,7 @@ def _fetch_neighbours(graph: Graph, row: int) -> None:
 @_compile()
 @no_type_check
 def _list_unseen(graph: Graph, row: int, room: Room, start: int) -> int:
-    """List the neighbours not met before, ask for their codes, and return where the list ends."""
+    """List the neighbours not met before, and return where the list ends."""
     slot, stop = slot_of(graph, row), start
     for i in range(np.uint64(graph.neighbours.shape[1])):
         near = np.uint64(graph.neighbours[slot, i])
@@ -227,57 +244,84 @@ def _list_unseen(graph: Graph, row: int, room: Room, start: int) -> int:
         room.seen[near >> _SIX] = word | bit
         room.rows[np.uint64(stop)] = near
         stop += np.int64(word & bit == 0)
-    for i in range(np.uint64(start), np.uint64(stop)):
-        fetch_row(graph.layout, np.uint64(0), room.rows[i])
     return stop
 
 
 @_compile()
 @no_type_check
+def _fetch_listed(layout: Layout, norms: int, rows: np.ndarray, place: int, stop: int) -> None:
+    if place < stop:
+        fetch_row(layout, norms, rows[place])
+
+
+@_compile()
+@no_type_check
+def _fetch_all(layout: Layout, norms: int, rows: np.ndarray, start: int, stop: int) -> None:
+    for place in range(np.uint64(start), np.uint64(stop)):
+        fetch_row(layout, norms, rows[place])
+
+
+@_compile()
+@no_type_check
+def _lists(start: int, stop: int, later_start: int, later_stop: int) -> Lists:
+    return Lists(np.uint64(start), np.uint64(stop), np.uint64(later_start), np.uint64(later_stop))
+
+
+@_compile()
+@no_type_check
 def _multiply_floats(
-    layout: Layout, query: Query, rows: np.ndarray, start: int, stop: int, scores: np.ndarray
+    layout: Layout, norms: int, query: Query, rows: np.ndarray, lists: Lists, scores: np.ndarray
 ) -> None:
     first, stride = np.uint64(layout.address), np.uint64(layout.stride)
     at, num_blocks = query.address, query.num_blocks
+    start, later, later_stop = lists.start, lists.later_start, lists.later_stop
     if layout.kind == FLOAT32:
-        for i in range(start, stop):
+        for i in range(start, lists.stop):
+            _fetch_listed(layout, norms, rows, later + i - start, later_stop)
             scores[i] = dot_float32(first + np.uint64(rows[i]) * stride, at, num_blocks)[0]
     else:
-        for i in range(start, stop):
+        for i in range(start, lists.stop):
+            _fetch_listed(layout, norms, rows, later + i - start, later_stop)
             scores[i] = dot_float16(first + np.uint64(rows[i]) * stride, at, num_blocks)[0]
 
 
 @_compile()
 @no_type_check
 def _multiply_codes(
-    layout: Layout, query: Query, rows: np.ndarray, start: int, stop: int, scores: np.ndarray
+    layout: Layout, norms: int, query: Query, rows: np.ndarray, lists: Lists, scores: np.ndarray
 ) -> None:
     first, stride = np.uint64(layout.address), np.uint64(layout.stride)
     at, num_blocks = query.address, query.num_blocks
+    start, later, later_stop = lists.start, lists.later_start, lists.later_stop
     if layout.kind == INT8:
-        for i in range(start, stop):
+        for i in range(start, lists.stop):
+            _fetch_listed(layout, norms, rows, later + i - start, later_stop)
             scores[i] = dot_int8(first + np.uint64(rows[i]) * stride, at, num_blocks)[0]
     elif layout.kind == INT4:
-        for i in range(start, stop):
+        for i in range(start, lists.stop):
+            _fetch_listed(layout, norms, rows, later + i - start, later_stop)
             scores[i] = dot_int4(first + np.uint64(rows[i]) * stride, at, num_blocks)[0]
     else:
-        for i in range(start, stop):
+        for i in range(start, lists.stop):
+            _fetch_listed(layout, norms, rows, later + i - start, later_stop)
             scores[i] = dot_signs(first + np.uint64(rows[i]) * stride, at, num_blocks)[0]
 
 
 @_compile()
 @no_type_check
 def score_listed(
-    graph: Graph, query: Query, rows: np.ndarray, start: int, stop: int, scores: np.ndarray
+    graph: Graph, query: Query, rows: np.ndarray, lists: Lists, scores: np.ndarray
 ) -> None:
-    """Write the scores of rows listed from `start` to `stop`, each as `score_row` computes it.
+    """Write the scores of listed rows, each as `score_row` computes it, and ask for those listed next.
 
     A call and a choice of the format per row would take as long as the product itself.
     """
-    layout, start, stop = graph.layout, np.uint64(start), np.uint64(stop)
+    layout, norms, start, stop = graph.layout, graph.norms, lists.start, lists.stop
     whole_bytes = query.num_blocks * np.uint64(BLOCK_BYTES[layout.kind])
-    if layout.takes_norms or whole_bytes < np.uint64(layout.num_bytes):
+    is_split = layout.takes_norms or whole_bytes < np.uint64(layout.num_bytes)
+    if is_split:
         for i in range(start, stop):
+            _fetch_listed(layout, norms, rows, lists.later_start + i - start, lists.later_stop)
             scores[i] = score_row(
                 layout,
                 graph.norms,
@@ -287,41 +331,41 @@ def score_listed(
                 query.num_blocks,
                 query.tail,
             )
-        return
-    if layout.kind in (FLOAT32, FLOAT16):
-        _multiply_floats(layout, query, rows, start, stop, scores)
+    elif layout.kind in (FLOAT32, FLOAT16):
+        _multiply_floats(layout, norms, query, rows, lists, scores)
     else:
-        _multiply_codes(layout, query, rows, start, stop, scores)
-    for i in range(start, stop):
-        score = scores[i] + query.constant
-        if graph.norms != 0:
-            score /= load_single(graph.norms + np.uint64(4) * np.uint64(rows[i]))
-        scores[i] = score
+        _multiply_codes(layout, norms, query, rows, lists, scores)
+    _fetch_all(layout, norms, rows, lists.later_start + stop - start, lists.later_stop)
+    if not is_split:
+        for i in range(start, stop):
+            score = scores[i] + query.constant
+            if graph.norms != 0:
+                score /= load_single(graph.norms + np.uint64(4) * np.uint64(rows[i]))
+            scores[i] = score
 
 
 @_compile()
 @no_type_check
 def _offer(
-    graph: Graph, query: Query, room: Room, start: int, stop: int, size: int, window: int
+    graph: Graph, query: Query, room: Room, lists: Lists, size: int, window: int
 ) -> tuple[int, int]:
-    """Score listed rows, and keep them if they are good enough.
+    """Score listed rows, and keep them if they are good enough; ask for those listed next.
 
     Args:
         graph: Where the rows lie.
         query: What to score them with.
-        room: Its list is read, its scores and its window are written.
-        start: Place of the first row on the list.
-        stop: One after the last.
+        room: Its lists are read, its scores and its window are written.
+        lists: Where they are.
         size: Keys in the window.
         window: Keys it may hold.
 
     Returns:
         Keys in the window now, and the first place that changed, or `window`.
     """
-    score_listed(graph, query, room.rows, start, stop, room.scores)
+    score_listed(graph, query, room.rows, lists, room.scores)
     keys_at = np.uint64(room.keys.ctypes.data) + np.uint64(8 * KEY_LANES)
     last, first_changed = np.uint64(KEY_LANES + window - 1), np.int64(window)
-    for i in range(np.uint64(start), np.uint64(stop)):
+    for i in range(lists.start, lists.stop):
         key = make_key(room.scores[i], room.rows[i])
         if key > room.keys[last]:
             place = insert(keys_at, min(size, window - 1), key)
@@ -352,7 +396,7 @@ def walk(graph: Graph, query: Query, window: int, room: Room) -> tuple[int, int]
         row = np.uint64(graph.entries[i])
         room.rows[i] = row
         room.seen[row >> _SIX] |= _ONE << (row & _LOW_6_BITS)
-    size, _ = _offer(graph, query, room, 0, num_scored, 0, window)
+    size, _ = _offer(graph, query, room, _lists(0, num_scored, 0, 0), 0, window)
     best_open, visited = np.int64(0), np.int64(-1)
     start = stop = np.int64(0)
     while True:
@@ -371,10 +415,13 @@ def walk(graph: Graph, query: Query, window: int, room: Room) -> tuple[int, int]
             next_stop = _list_unseen(graph, visited, room, next_start)
         if start < stop:
             num_scored += stop - start
-            size, first_changed = _offer(graph, query, room, start, stop, size, window)
+            lists = _lists(start, stop, next_start, next_stop)
+            size, first_changed = _offer(graph, query, room, lists, size, window)
             best_open = min(best_open, first_changed)
         elif visited < 0 and next_visited < 0:
             return size, num_scored
+        else:
+            _fetch_all(graph.layout, graph.norms, room.rows, next_start, next_stop)
         start, stop, visited = next_start, next_stop, next_visited
 
 
