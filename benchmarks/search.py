@@ -103,8 +103,6 @@ def run_set(name: str, given: argparse.Namespace) -> None:
         "life": run_life,
         "growth": run_growth,
     }
-    if given.again:
-        shutil.rmtree(given.work / "tuned" / name, ignore_errors=True)
     for part in given.parts:
         if part == "growth" and name != GROWTH_SET:
             continue
@@ -133,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     given.work = given.work.resolve()
     for name in given.sets:
+        if given.again:
+            shutil.rmtree(given.work / "tuned" / name, ignore_errors=True)
         run_set(name, given)
     command = (
         f"python benchmarks/search.py --sets {','.join(given.sets)} --parts "
