@@ -1,3 +1,4 @@
+import gc
 import itertools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -318,6 +319,35 @@ def test_explain_names_rows_stages_and_the_generation(tmp_path: Path) -> None:
             (8, Dtype.INT8), (WIDTH, Dtype.FLOAT32)
         ]  # fmt: skip
         assert index.explain(QUERIES[:0]).rows.shape == (0, 0)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_garbage_collector_waits_for_a_batch_and_is_left_as_it_was(
+    tmp_path: Path, is_enabled: bool
+) -> None:
+    index = build_index(tmp_path / "index", ROWS)
+    collected: list[str] = []
+
+    def note(phase: str, info: object) -> None:
+        collected.append(phase)
+
+    index.search(QUERIES, with_documents=False)
+    threshold = gc.get_threshold()
+    gc.callbacks.append(note)
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        found = index.explain(np.tile(QUERIES, (40, 1)), top_k=100)
+        gc.collect()
+        collected.clear()
+        gc.set_threshold(1000, 1, 1)
+        hits = index._opened.hits(found, with_documents=False)
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(note)
+        gc.enable()
+    assert sum(map(len, hits)) == 20_000
+    assert len(collected) <= 4
 
 
 def test_hits_need_not_carry_documents(tmp_path: Path) -> None:

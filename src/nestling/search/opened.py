@@ -1,9 +1,11 @@
 """A generation that is open for searching, with what one search leaves for the next."""
 
+import gc
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise, repeat
 from pathlib import Path
@@ -139,9 +141,11 @@ class Opened:
             whole = [entries[row] for row in rows.tolist()]
             texts = [entry.text for entry in whole]
             metadata = [_parse(entry.metadata) for entry in whole]
-        flat = list(map(_new_hit, zip(doc_ids, scores.tolist(), texts, metadata, strict=False)))
+        parts = zip(doc_ids, scores.tolist(), texts, metadata, strict=False)
         if num_hits is None:
-            return [flat]
+            return [list(map(_new_hit, parts))]
+        with _collector_paused():
+            flat = list(map(_new_hit, parts))
         ends = num_hits.cumsum().tolist()
         return [flat[start:end] for start, end in pairwise([0, *ends])]
 
@@ -188,6 +192,22 @@ def open_newest(path: Path, known: Opened | None = None) -> Opened:
             # A writer may have switched, and removed what was about to be opened.
             if mark_of(path) == mark:
                 raise
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking at hits while they are made.
+
+    Thousands of new objects make it look through all others of the process, again and again, which
+    takes longer than the search; and none of them is garbage.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _nothing(num_queries: int, generation: int) -> Found:
