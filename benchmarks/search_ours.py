@@ -15,7 +15,7 @@ from nestling.data import Corpus
 from nestling.encode import VectorFolder, encode_corpus
 from nestling.encode.vectors import VectorsEncoder
 from nestling.measure import PlanBudget, PlanGoal, Sample, plan_search
-from nestling.search import Index, Plan, Stage
+from nestling.search import Hit, Index, Plan, Stage
 from nestling.search.plan import EngineChoice
 
 WINDOWS = [{"window": window} for window in (70, 100, 140, 200, 300)]
@@ -48,10 +48,13 @@ class OurSearcher(Searcher):
         if plan != self.index.plan:
             self.index.resize(plan)  # tiers and engine stay: only the manifest is written
 
-    def search(self, queries: np.ndarray, k: int) -> Rows:
-        found = self.index.search(
+    def search(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
+        return self.index.search(
             queries, top_k=k, with_documents=False, num_threads=self._num_threads
         )
+
+    def to_rows(self, found: list[list[Hit]]) -> Rows:
+        """Return the rows, which are what the documents are called here."""
         return np.array([[int(hit.doc_id) for hit in hits] for hits in found], dtype=np.int64)
 
     def use_threads(self, count: int) -> None:

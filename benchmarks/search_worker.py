@@ -141,7 +141,7 @@ class _Bench:
     def rows(self, knob: int, settings: dict[str, int], k: int = 10) -> np.ndarray:
         """Return what is found for all queries, as quickly as can be."""
         searcher = self._turned(knob, settings, NUM_BUILD_THREADS)
-        return searcher.search(self._set.queries, k)
+        return searcher.to_rows(searcher.search(self._set.queries, k))
 
     def single(
         self, knob: int, settings: dict[str, int], count: int, k: int = 10
@@ -156,9 +156,9 @@ class _Bench:
         for row in range(len(queries)):
             query = queries[row : row + 1]
             started_s = clock()
-            rows = searcher.search(query, k)
+            hits = searcher.search(query, k)
             seconds[row] = clock() - started_s
-            found.append(rows)
+            found.append(searcher.to_rows(hits))
         return np.concatenate(found), seconds
 
     def batch(self, knob: int, settings: dict[str, int], threads: int, k: int = 10) -> float:
