@@ -19,6 +19,8 @@ from search_data import open_set
 NUM_BUILD_THREADS = 2
 MODULES = {"scalable-vs": "svs", "qdrant-edge-py": "qdrant_edge", "faiss-cpu": "faiss"}
 """Packages that are imported by another name."""
+FIRST_KNOB = 64
+"""What the knob is set to while RAM is measured."""
 WARM_UP = 100
 """Queries before a measurement: the caches belonged to another engine."""
 
@@ -124,7 +126,8 @@ class _Bench:
         seconds = time.perf_counter() - started_s
         self._searcher = searcher
         searcher.use_threads(1)
-        searcher.tune(max(self._peer.low, 64), **self._peer.variants[0])
+        knob = self._peer.low if self._peer.is_fixed else max(self._peer.low, FIRST_KNOB)
+        searcher.tune(knob, **self._peer.variants[0])
         searcher.search(self._set.queries[:WARM_UP], 10)
         ctypes.CDLL(None).malloc_trim(0)
         return {
