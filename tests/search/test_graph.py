@@ -18,7 +18,7 @@ from nestling.search._row_kernels import lay_out
 from nestling.search.engines.base import EngineFound
 from nestling.search.engines.graph import GraphEngine
 from nestling.search.engines.own_scores import unit_rows
-from nestling.search.graph import _link_kernels, _walk_kernels
+from nestling.search.graph import _link_kernels, _walk_kernels, _window_kernels
 from nestling.search.graph.build import (
     BATCH_SHARE,
     NUM_ENTRIES,
@@ -182,7 +182,7 @@ def _insert_all(keys: np.ndarray, added: np.ndarray, window: int) -> list[int]:
     for key in added:
         if key > keys[8 + window - 1]:
             at = np.uint64(keys.ctypes.data) + np.uint64(64)
-            places.append(_walk_kernels.insert(at, min(size, window - 1), key))
+            places.append(_window_kernels.insert(at, min(size, window - 1), key))
             size = min(size + 1, window)
     return places
 
@@ -208,12 +208,12 @@ def test_a_window_stays_sorted(added: list[int], window: int) -> None:
 @given(st.floats(-1e3, 1e3, width=32), st.floats(-1e3, 1e3, width=32), st.integers(0, 2**31 - 2))
 def test_keys_sort_as_scores_do(one: float, other: float, row: int) -> None:
     one_key, other_key = (
-        int(_walk_kernels.make_key(np.float32(score), row)) for score in (one, other)
+        int(_window_kernels.make_key(np.float32(score), row)) for score in (one, other)
     )
     assert (one_key > other_key) == (one > other)
-    assert int(_walk_kernels.make_key(np.float32(one), row + 1)) < one_key
-    assert _walk_kernels.row_of(np.uint64(one_key)) == row
-    assert _walk_kernels.score_of(np.uint64(one_key)) == one
+    assert int(_window_kernels.make_key(np.float32(one), row + 1)) < one_key
+    assert _window_kernels.row_of(np.uint64(one_key)) == row
+    assert _window_kernels.score_of(np.uint64(one_key)) == one
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

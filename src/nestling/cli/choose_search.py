@@ -12,12 +12,13 @@ from nestling.cli.documents import find_encoder
 from nestling.cli.goals import check_judged, make_budget, read_sample
 from nestling.cli.inputs import command_line
 from nestling.cli.options import refuse_given
+from nestling.cli.outputs import refuse_page
 from nestling.cli.tables import plans_table
 from nestling.cli.terminal import print_json, print_table, progress_bars, talk
 from nestling.core import Fingerprint, check_same_space
 from nestling.core.progress import Progress
 from nestling.encode import Encoder, VectorFolder, cache_root, open_encoder, open_stored
-from nestling.errors import EvidenceError, WriteError
+from nestling.errors import EvidenceError
 from nestling.measure import PlanChoice, PlanGoal, plan_search
 from nestling.measure.report import write_plan_report
 from nestling.search import Index
@@ -43,7 +44,7 @@ def choose_search(
     if (min_quality is None) == (target_recall is None):
         raise click.UsageError("give --min-quality or --target-recall, and one of them only.")
     if report is not None:
-        _refuse_report(report, overwrite)
+        refuse_page(report, overwrite)
     goal = PlanGoal(min_quality=min_quality, min_recall=target_recall)
     check_judged(goal, task=options["task"], metric=options["metric"])
     choice = _plan(vectors, index_folder, goal, **options)
@@ -111,20 +112,6 @@ def choose_for(
         raise EvidenceError(choice.verdict)
     talk(choice.verdict)
     return choice
-
-
-def _refuse_report(report: Path, overwrite: bool) -> None:
-    """Refuse a page that is none or is there already, before any work is done.
-
-    Raises:
-        WriteError: Saying which.
-    """
-    if report.suffix != ".html":
-        raise WriteError(f"`--report` must end in .html, got {report}. Name another.")
-    if report.exists() and not overwrite:
-        raise WriteError(
-            f"{report} exists and is never overwritten silently. Pass --overwrite or another --report."
-        )
 
 
 def _plan(

@@ -6,7 +6,9 @@ from itertools import pairwise
 from typing import NamedTuple, final
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Int64, UInt8
+
+from nestling.search.rowfile import read_only
 
 IDS = "ids.bin"
 """UTF-8 of the ids, back to back."""
@@ -39,8 +41,8 @@ class RowIds:
     """
 
     def __init__(self, text: UInt8[np.ndarray, " bytes"], ends: Int64[np.ndarray, " rows"]) -> None:
-        self._text = _read_only(text)
-        self._ends = _read_only(ends)
+        self._text = read_only(text)
+        self._ends = read_only(ends)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -48,7 +50,7 @@ class RowIds:
     def lookup(self, rows: Int64[np.ndarray, " found"]) -> list[str]:
         """Return the ids of some rows, each at least 0 and below the number of rows."""
         ends = np.empty(len(rows), np.int64)
-        gathered = self._gather_bytes(self._text, self._ends, _read_only(rows), ends).tobytes()
+        gathered = self._gather_bytes(self._text, self._ends, read_only(rows), ends).tobytes()
         bounds = [0, *ends.tolist()]
         if gathered.isascii():  # then a place among the bytes is one among the characters
             text = gathered.decode()
@@ -61,10 +63,3 @@ class RowIds:
         from nestling.search._id_kernels import gather_bytes
 
         return gather_bytes
-
-
-def _read_only(array: Shaped[np.ndarray, " values"]) -> Shaped[np.ndarray, " values"]:
-    """Return a contiguous read-only view: kernels are compiled once per kind of array."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view

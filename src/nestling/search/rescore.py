@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int64
 
 from nestling.core import Dtype, TopK
 from nestling.errors import FormatError
+from nestling.search.rowfile import read_only
 from nestling.search.tier import SIGNS, Tier
 
 BYTES_PER_THREAD = 1 << 22
@@ -136,13 +137,13 @@ class RowScorer:
             self.tier.ensure_span(start, stop)
         else:
             stop = len(rows) if stop is None else stop
-            rows = _read_only(rows)
+            rows = read_only(rows)
             self.tier.ensure(rows[start:stop])
         found = _room(len(folded), k)
         if start >= stop:
             found.rows[:], found.scores[:] = -1, -np.inf
             return found
-        folded = _read_only(folded)
+        folded = read_only(folded)
 
         def scan(part: slice) -> int:
             self._kernels.scan_rows(
@@ -169,7 +170,7 @@ class RowScorer:
         num_threads: int,
     ) -> int:
         """Score shortlists into `out`; return how many rows were scored."""
-        folded, shortlists = _read_only(folded), _read_only(shortlists)
+        folded, shortlists = read_only(folded), read_only(shortlists)
         self.tier.ensure(shortlists)
         if num_threads == 1 or len(folded) == 1:
             num_scored = int(kernel(self.layout, self._norms, folded, shortlists, *out))
@@ -205,7 +206,7 @@ def pick_best(
     found = _room(len(rows), k)
     # Scores that may be written to, as where compiled code calls this: one kind of array, compiled once.
     writable = np.require(scores, requirements=["C", "W"])
-    kernels.pick_best(_read_only(rows), writable, found.rows, found.scores)
+    kernels.pick_best(read_only(rows), writable, found.rows, found.scores)
     return found
 
 
@@ -228,28 +229,21 @@ def rank_products(
     from nestling.search import _rescore_kernels as kernels
 
     found = _room(len(rows), k)
-    kernels.rank_products(_read_only(queries), norms, rows, products, *found)
+    kernels.rank_products(read_only(queries), norms, rows, products, *found)
     return found
 
 
 def norms_of(tier: Tier) -> Float32[np.ndarray, " rows"]:
     """Return the norms of a tier's rows as compiled code takes them; none if they are 1."""
-    return _NO_NORMS if tier.norms is None else _read_only(tier.norms)
+    return _NO_NORMS if tier.norms is None else read_only(tier.norms)
 
 
 def _room(num_queries: int, k: int) -> TopK:
     return TopK(np.empty((num_queries, k), np.int64), np.empty((num_queries, k), np.float32))
 
 
-def _read_only(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """Return a contiguous read-only view: kernels are compiled once per kind of array, so all take this."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
-
-
-_NO_ROWS = _read_only(np.empty(0, np.int64))
-_NO_NORMS = _read_only(np.empty(0, np.float32))
+_NO_ROWS = read_only(np.empty(0, np.int64))
+_NO_NORMS = read_only(np.empty(0, np.float32))
 
 
 def _code_bytes(tier: Tier) -> int:

@@ -216,6 +216,13 @@ class LoadedRows:
         return cls(place, state, shape, dtype)
 
 
+def read_only(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+    """Return a contiguous read-only view: kernels are compiled once per kind of array, so all take this."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: Any = np.uint8) -> Shaped[np.ndarray, "..."]:
     """Return an array that starts with a cache line, so that a row of whole lines takes no line more."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from nestling.core import TopK
 from nestling.core.progress import Progress, silent
 from nestling.search.engines.base import Engine, EngineFound, Setting
 from nestling.search.graph.build import link_rows
 from nestling.search.graph.parts import GraphParts, WalkRoom
-from nestling.search.rescore import RowScorer
+from nestling.search.rescore import RowScorer, norms_of
+from nestling.search.rowfile import read_only
 from nestling.search.rowset import RowSet
 from nestling.search.tier import Tier
 
@@ -67,12 +68,12 @@ class GraphEngine(Engine):
         # Here and not above: numba takes a third of a second to import.
         from nestling.search.graph._walk_kernels import search_rows
 
-        parts, norms = self._parts, self._tier.norms
+        parts = self._parts
         assert parts is not None  # noqa: S101  (without rows there is nothing to walk through)
         return partial(
             search_rows,
             RowScorer(self._tier).layout,
-            _NO_NORMS if norms is None else _read_only(norms),
+            norms_of(self._tier),
             parts.neighbours,
             parts.slots,
             parts.entries,
@@ -140,7 +141,7 @@ class GraphEngine(Engine):
         found = TopK(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
         bits, num_allowed = _ALL, self.num_rows
         if allowed is not None:
-            bits, num_allowed = _read_only(allowed.bits), len(allowed)
+            bits, num_allowed = read_only(allowed.bits), len(allowed)
         if self._parts is None or num_allowed == 0:
             found.rows[:], found.scores[:] = -1, -np.inf
             return EngineFound(found, 0, 0)
@@ -243,11 +244,4 @@ class GraphEngine(Engine):
         return 0 if self._parts is None else self._parts.num_bytes
 
 
-def _read_only(array: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-_ALL: UInt8[np.ndarray, " bytes"] = _read_only(np.empty(0, np.uint8))
-_NO_NORMS: Float32[np.ndarray, " rows"] = _read_only(np.empty(0, np.float32))
+_ALL: UInt8[np.ndarray, " bytes"] = read_only(np.empty(0, np.uint8))

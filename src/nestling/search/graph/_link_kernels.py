@@ -29,17 +29,8 @@ from nestling.search._row_kernels import (
     score_row,
     store_byte,
 )
-from nestling.search.graph._walk_kernels import (
-    KEY_LANES,
-    Graph,
-    Query,
-    Room,
-    make_key,
-    row_of,
-    score_of,
-    slot_of,
-    walk,
-)
+from nestling.search.graph._walk_kernels import Graph, Query, Room, slot_of, walk
+from nestling.search.graph._window_kernels import KEY_LANES, make_key, row_of, score_of
 
 
 def _make_widen(kind: int) -> Any:
