@@ -13,10 +13,8 @@ from numba.extending import intrinsic
 from nestling.core._kernels import _compile
 
 KEY_LANES = 8
-"""Keys of the window that move at once. So many places of an array of keys lie before the window."""
-
-GREATEST_KEY = (1 << 64) - 1
-"""What these places hold."""
+"""Keys of the window that move at once. So many places of an array of keys lie before the window, and hold
+the greatest number."""
 
 LAST_ROW = np.uint64((1 << 31) - 1)
 LOW_32_BITS = np.uint64((1 << 32) - 1)
