@@ -78,8 +78,8 @@ def test_a_chain_that_makes_no_sense_is_refused(
 
 def test_a_newer_plan_is_refused(tmp_path: Path) -> None:
     data = plan_of(64, (64, Dtype.INT8, None)).to_json()
-    (tmp_path / "plan.json").write_text(json.dumps({**data, "plan_version": 3}))
-    with pytest.raises(FormatError, match=r"`plan_version` 3 is newer than 2.*Upgrade nestling"):
+    (tmp_path / "plan.json").write_text(json.dumps({**data, "plan_version": 4}))
+    with pytest.raises(FormatError, match=r"`plan_version` 4 is newer than 3.*Upgrade nestling"):
         Plan.load(tmp_path / "plan.json")
 
 

@@ -2,16 +2,17 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nestling.core import Dtype, Space, check_dim
 from nestling.core.files import read_json, write_json
 from nestling.errors import DimensionError, FormatError
+from nestling.search.policy import Policy, QueryAdaptive, Static
 
-PLAN_VERSION = 2
-"""Version 1 knew no engines: it reads as the exact scan of the head."""
+PLAN_VERSION = 3
+"""Version 1 knew no engines: it reads as the exact scan of the head. Version 2 knew no policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ class Plan:
         space: The space the evidence was measured in, or None for a plan written by hand.
         evidence: Verdict and numbers behind the choice, as `choose` wrote them; empty if by hand.
         engine: What searches the head tier.
+        policy: How it adapts, to a query and to load.
     """
 
     stages: tuple[Stage, ...]
@@ -76,6 +78,7 @@ class Plan:
     space: Space | None
     evidence: Mapping[str, Any]
     engine: EngineChoice = EngineChoice()
+    policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -97,6 +100,7 @@ class Plan:
             raise FormatError(
                 f"`shortlist_size` must be at least 1 and never grow along the chain, got {kept}."
             )
+        self.policy.check_stages(len(self.stages))
 
     @property
     def head(self) -> Stage:
@@ -111,6 +115,37 @@ class Plan:
         stages = " -> ".join(stage.describe() for stage in self.stages)
         return stages if self.engine == EngineChoice() else f"{self.engine.describe()}: {stages}"
 
+    def at_rung(self, place: int) -> "Plan":
+        """Return the plan as a rung of its ladder runs it; the first rung is the plan itself.
+
+        Raises:
+            FormatError: If the ladder has no such rung. Without a ladder there is one, number 0.
+        """
+        rungs = () if self.policy.ladder is None else self.policy.ladder.rungs
+        if not 0 <= place < max(1, len(rungs)):
+            raise FormatError(
+                f"`rung` must be 0 to {max(1, len(rungs)) - 1}, got {place}. Fit a longer ladder, or "
+                f"name one of these."
+            )
+        if place == 0:
+            return self
+        rung = rungs[place]
+        sizes = [*rung.shortlist_sizes, None]
+        stages = tuple(
+            replace(stage, shortlist_size=size)
+            for stage, size in zip(self.stages[: rung.stages], sizes, strict=True)
+        )
+        depth = self.policy.depth
+        if isinstance(depth, QueryAdaptive):
+            depth = (
+                replace(depth, rules=depth.rules[: rung.stages - 1])
+                if len(stages) > 1
+                else Static()
+            )
+        engine = replace(self.engine, search={**self.engine.search, **rung.search})
+        policy = Policy(depth=depth, budget=self.policy.budget)
+        return replace(self, stages=stages, engine=engine, policy=policy)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads back."""
         return {
@@ -123,6 +158,7 @@ class Plan:
                 "search": dict(self.engine.search),
             },
             "space": None if self.space is None else asdict(self.space),
+            "policy": self.policy.to_json(),
             "evidence": dict(self.evidence),
         }
 
@@ -161,6 +197,7 @@ class Plan:
                 space=space,
                 evidence=dict(data["evidence"]),
                 engine=engine,
+                policy=Policy.from_json(data["policy"]) if data["plan_version"] > 2 else Policy(),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError | DimensionError):

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nestling.measure.cost.table import CostTable
+from nestling.measure.plan_certificate import PlanCertificate
 from nestling.measure.planner.cost_model import CostModel
+from nestling.measure.planner.findings import (
+    AdaptiveOutcome,
+    ColdLatency,
+    ShortlistGrid,
+    WorstRanking,
+)
+from nestling.measure.results import Results
 from nestling.search.plan import Plan
 
 
@@ -26,6 +35,10 @@ class PlanPoint:
         build_s: Time to make the head tier and the engine.
         reaches: Whether the goal was reached on the queries that chose it.
         fits: Whether it is within the budget.
+        latency_p95_ms: 95th percentile of the time of a single query.
+        bytes_read: Mean bytes of vectors read per query, all stages together; None where an engine does
+            not tell.
+        cold: The same queries without a mapped page in the cache; None if that was not measured.
     """
 
     plan: Plan
@@ -40,11 +53,17 @@ class PlanPoint:
     build_s: float
     reaches: bool
     fits: bool
+    latency_p95_ms: float | None = None
+    bytes_read: float | None = None
+    cold: ColdLatency | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; the plan in words."""
-        data = {name: getattr(self, name) for name in self.__slots__ if name != "plan"}
-        return {"plan": self.plan.describe(), **data}
+        data = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("plan", "cold")
+        }
+        cold = None if self.cold is None else asdict(self.cold)
+        return {"plan": self.plan.describe(), **data, "cold": cold}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +78,13 @@ class PlanChoice:
         exact: The exact full-width search, for comparison.
         cost: What more documents would cost; None if there was no time to fit it.
         evidence: What went in: goal, budget, queries, machine.
+        certificate: What is certified of the points; None if nothing was to be certified.
+        grid: What shortlists of each head hold; None if that was not asked for.
+        worst: Queries that the chosen plan answers worst, on the queries that tell; at most 20.
+        adaptive: What adapting to each query saves; None if that was not asked for.
+        table: What the chosen plan would cost; None if that was not asked for.
+        sweep: Every width in every format and all baselines, on the queries that tell; None if that was
+            not asked for.
     """
 
     plan: Plan | None
@@ -68,6 +94,12 @@ class PlanChoice:
     exact: PlanPoint
     cost: CostModel | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    certificate: PlanCertificate | None = None
+    grid: ShortlistGrid | None = None
+    worst: Sequence[WorstRanking] = ()
+    adaptive: AdaptiveOutcome | None = None
+    table: CostTable | None = None
+    sweep: Results | None = None
 
     @property
     def front(self) -> list[PlanPoint]:
@@ -85,6 +117,9 @@ class PlanChoice:
             "points": [point.to_json() for point in self.points],
             "cost": None if self.cost is None else asdict(self.cost),
             "evidence": dict(self.evidence),
+            "certificate": None if self.certificate is None else self.certificate.to_json(),
+            "adaptive": None if self.adaptive is None else self.adaptive.to_json(),
+            "table": None if self.table is None else self.table.to_json(),
         }
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from nestling.errors import EvidenceError
+from nestling.measure.planner.sample import Sample
+from nestling.measure.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +65,21 @@ class PlanBudget:
                 raise EvidenceError(
                     f"`{name}` must be above 0, got {value}. Give more, or leave it out."
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CertifyBy:
+    """How plans are certified.
+
+    Attributes:
+        tolerance: What is claimed.
+        sample: Queries of another split, none of which chose; None to take the half that tells.
+        guard: Columns of the sample whose every segment must hold.
+        cluster: Column by which queries are drawn together for the bootstrap; None for those that
+            share relevant documents.
+    """
+
+    tolerance: Tolerance
+    sample: Sample | None = None
+    guard: tuple[str, ...] = ()
+    cluster: str | None = None

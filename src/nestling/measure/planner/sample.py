@@ -1,7 +1,7 @@
 """The queries that a plan is chosen by, and how their results are judged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -28,6 +28,8 @@ class Sample:
         own_rows: For documents that serve as queries, the corpus row of each; it does not count as a
             result. None otherwise.
         source: Where the queries come from, in words.
+        texts: Of the queries, or None where they have none.
+        columns: Label of every query per column, e.g. {"length": ["short", "long", ...]}.
     """
 
     queries: Float32[np.ndarray, "queries full"]
@@ -37,6 +39,8 @@ class Sample:
     metric: str = "ndcg_at_10"
     own_rows: Int64[np.ndarray, " queries"] | None = None
     source: str
+    texts: Sequence[str] | None = None
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -77,6 +81,11 @@ class Sample:
             metric=self.metric,
             own_rows=None if self.own_rows is None else self.own_rows[places],
             source=self.source,
+            texts=None if self.texts is None else [self.texts[place] for place in places.tolist()],
+            columns={
+                name: [labels[place] for place in places.tolist()]
+                for name, labels in self.columns.items()
+            },
         )
 
     def split(self, seed: int) -> tuple["Sample", "Sample"]:

@@ -1,0 +1,1 @@
+"""What a plan would cost with more documents: bytes, time and money."""
