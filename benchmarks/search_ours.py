@@ -122,7 +122,8 @@ def our_peers(width: int, goal: PlanGoal) -> list[Peer]:
         chains += [[Stage(dim=256, dtype=dtype), full] for dtype in (Dtype.INT8, Dtype.INT4)]
         chains += [[Stage(dim=dim, dtype=Dtype.INT8), middle, full] for dim in heads]
     else:
-        chains += [[Stage(dim=width, dtype=Dtype.INT8), full], [full]]
+        codes = Stage(dim=width, dtype=Dtype.INT8)
+        chains += [[codes, full], [codes], [full]]
     plans = [our_peer(f"nestling graph: {describe(chain)}", chain, "graph") for chain in chains]
     widest = [Stage(dim=256, dtype=Dtype.INT8), full]
     plans.append(our_peer(f"nestling hnsw: {describe(widest)}", widest, "hnsw"))
